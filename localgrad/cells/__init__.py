@@ -1,0 +1,1 @@
+"""Cells that Flax does not have."""

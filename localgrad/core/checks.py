@@ -1,0 +1,128 @@
+"""Errors that speak: what a user passes is checked before anything is computed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from localgrad.core.params import Leaves
+from localgrad.core.stack import infer_example, parts
+
+
+def check_choices(
+    model: Any, loss: Any, batch_size: int | None, window: int | None, reduction: str
+) -> None:
+    """Checks what every factory takes."""
+    parts(model)
+    if not callable(loss):
+        raise ValueError(
+            f"loss must be a function (outputs [B, ...], targets [B, ...]) -> [B]; got {loss!r}. "
+            "Any optax loss of one time step will do, e.g. optax.l2_loss."
+        )
+    for name, value in (("batch_size", batch_size), ("window", window)):
+        if value is not None and (not isinstance(value, int) or value < 1):
+            raise ValueError(f"{name} must be a positive integer or None; got {value!r}.")
+    if reduction not in ("mean", "sum"):
+        raise ValueError(f'reduction must be "mean" or "sum"; got {reduction!r}.')
+
+
+def check_updates(rule: str, updates: Any, params: Any) -> None:
+    """Checks that a rule comes first in its chain and is given params."""
+    if jax.tree.leaves(updates):
+        raise ValueError(
+            f"{rule} got updates from outside: a rule comes first in its chain and takes no "
+            "gradients: pass None. To combine two rules, do not chain them."
+        )
+    if params is None:
+        raise ValueError(
+            f"{rule} needs the parameters: call tx.update(None, state, params, batch=batch)."
+        )
+
+
+def check_batch(batch: Any, batch_size: int | None) -> tuple[int, int]:
+    """Checks a batch's axes and dtypes; returns B and T."""
+    for name in ("inputs", "targets", "mask", "reset"):
+        if not hasattr(batch, name):
+            raise ValueError(
+                f"batch must be a localgrad.Batch(inputs, targets, ...); got {type(batch).__name__}."
+            )
+    leaves = jax.tree.leaves(batch.inputs)
+    if not leaves:
+        raise ValueError("batch.inputs holds no array.")
+    for leaf in leaves:
+        if jnp.ndim(leaf) < 2:
+            raise ValueError(
+                f"batch.inputs must be [B, T, ...]; got shape {jnp.shape(leaf)}. Add the batch "
+                "axis first and the time axis second."
+            )
+    size, steps = leaves[0].shape[:2]
+    if size < 1 or steps < 1:
+        raise ValueError(f"batch.inputs has shape {leaves[0].shape}: B and T must be at least 1.")
+    for name in ("inputs", "targets"):
+        for leaf in jax.tree.leaves(getattr(batch, name)):
+            if jnp.ndim(leaf) < 2 or leaf.shape[:2] != (size, steps):
+                raise ValueError(
+                    f"batch.{name} must be [B, T, ...] with B = {size}, T = {steps} as in "
+                    f"batch.inputs; got shape {jnp.shape(leaf)}."
+                )
+    for name in ("mask", "reset"):
+        value = getattr(batch, name)
+        if value is not None and jnp.shape(value) != (size, steps):
+            raise ValueError(
+                f"batch.{name} must be [B, T] = {(size, steps)} as in batch.inputs; "
+                f"got shape {jnp.shape(value)}."
+            )
+    if batch.reset is not None and batch.reset.dtype != jnp.bool_:
+        raise ValueError(f"batch.reset must be bool; got dtype {batch.reset.dtype}.")
+    if batch_size is not None and size != batch_size:
+        raise ValueError(
+            f"batch.inputs holds B = {size} streams but the rule was made with "
+            f"batch_size={batch_size}. Pass that many, or make the rule with batch_size={size}."
+        )
+    return size, steps
+
+
+def example_spec(
+    model: Any,
+    params: Leaves,
+    rule: str,
+    example: Any,
+    batch_size: int | None,
+    *,
+    needed: bool,
+    strict: bool,
+) -> Any:
+    """One step's input with its batch axis, from `example` or from the parameters' shapes.
+
+    Args:
+        model: the user's model.
+        params: its parameters; shapes suffice.
+        rule: the rule's name, for messages.
+        example: what the user gave, without the batch axis, or None.
+        batch_size: B, or None (then 1).
+        needed: raise if nothing tells the shape; else return None.
+        strict: raise if there is no example, whatever the parameters tell.
+
+    Returns:
+        Leaves `ShapeDtypeStruct` [B, ...], or None.
+    """
+    batch = batch_size or 1
+    if example is not None:
+        return jax.tree.map(
+            lambda a: jax.ShapeDtypeStruct((batch, *jnp.shape(a)), jnp.result_type(a)), example
+        )
+    spec = None if strict else infer_example(model, params, batch)
+    if spec is None and needed:
+        raise ValueError(
+            f"{rule} needs example=..., one time step's inputs without the batch axis (an array or "
+            "jax.ShapeDtypeStruct): "
+            + (
+                "its streaming state buffers inputs."
+                if strict
+                else "no Dense or Embed layer takes the input as it is, so the parameters do not "
+                "tell its shape."
+            )
+        )
+    return spec

@@ -1,0 +1,246 @@
+"""Is a cell what a rule takes it for? Checked on concrete random numbers, never assumed.
+
+*Fidelity*: running the cell with its synapses tapped gives what the cell itself gives.
+*Unit-locality*: each drive column, carry entry and unit parameter touches the state of one unit, the
+column's number modulo N. Both are tried at several random points with one-hot cotangents, inside
+any transformation, since nothing here depends on a traced value.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from localgrad.core.modules import Module
+from localgrad.core.params import Leaves, Path, under
+from localgrad.core.synapses import CHAINED, RECURRENT, Anatomy, dissect, record, respond_to
+
+POINTS = 3
+
+
+class Findings(NamedTuple):
+    """What the trial of a cell shows; every number would be 0 in a unit-local cell.
+
+    Attributes:
+        fidelity: largest difference between the tapped and the plain cell.
+        drives: for each synapse, the largest effect of a column on another unit's state.
+        carry: the largest effect of a unit's state on another unit's, all drives given.
+        leak: how much the effect of a unit's state on its own next state varies from point to point.
+        others: for each parameter outside synapses, the same as for drives.
+        pres: for each synapse, the effect of each unit's carry on each entry of pre, [N, R].
+    """
+
+    fidelity: Any
+    drives: list[Any]
+    carry: Any
+    leak: Any
+    others: dict[Path, Any]
+    pres: list[Any]
+
+
+def tried(cell: Anatomy, params: Leaves, carry: Any, x: Any) -> Findings:
+    """Tries a cell on random numbers of the given shapes (those of B examples)."""
+    flat, treedef = jax.tree.flatten((carry, x))
+    shapes = tuple((a.shape[1:], jnp.dtype(a.dtype).name) for a in flat)
+    leaves = tuple((path, leaf.shape, jnp.dtype(leaf.dtype).name) for path, leaf in params.items())
+    with jax.ensure_compile_time_eval():
+        found = _trial(cell.module, leaves, shapes, treedef)
+        return jax.tree.map(np.asarray, found)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _trial(module: Module, leaves: tuple, shapes: tuple, treedef: Any) -> Findings:
+    draw = _Draws()
+    params = {path: draw.weights(shape, dtype) for path, shape, dtype in leaves}
+    carry, x = jax.tree.unflatten(
+        treedef, [draw.values((POINTS, *shape), dtype) for shape, dtype in shapes]
+    )
+    cell = dissect(module, params, carry, x)
+    drives = [draw.values(site.drive.shape, site.drive.dtype) for site in cell.sites]
+    others = {path: params[path] for path in cell.others}
+
+    def plain_step(i: int, layer: Any, pre: Any) -> jax.Array:
+        del i
+        return layer.apply(under(params, layer.path), pre)
+
+    plain = module.apply(params, carry, x)
+    tapped = respond_to(module, params, carry, x, plain_step)
+    gaps = jax.tree.map(lambda a, b: jnp.max(jnp.abs(a - b)), plain, tapped)
+
+    def states(carry: Any, drives: list, others: Leaves) -> list:
+        new, y, _ = record(module, params | others, carry, x, drives)
+        return jax.tree.leaves((new, y) if others else new)
+
+    def received(carry: Any) -> list:
+        return record(module, params, carry, x, drives)[2]
+
+    out, pull = jax.vjp(states, carry, drives, others)
+    units = jax.tree.leaves(carry)[0].shape[-1]
+    spread = jnp.zeros(())
+    leak_carry, leak_drives, leak_others = jnp.zeros(()), [jnp.zeros(())] * len(drives), {}
+    for k, leaf in enumerate(out):
+        if leaf.shape[-1] != units:
+            continue
+        eye = jnp.broadcast_to(jnp.eye(units, dtype=leaf.dtype)[:, None], (units, *leaf.shape))
+        one_hot = [jnp.zeros((units, *o.shape), o.dtype) for o in out]
+        one_hot[k] = eye
+        to_carry, to_drives, to_others = jax.vmap(pull)(one_hot)
+        for effect in jax.tree.leaves(to_carry):
+            spread = jnp.maximum(spread, jnp.max(jnp.ptp(effect.sum(-1), axis=1)))
+        leak_carry = jnp.maximum(leak_carry, _leak(to_carry, units))
+        leak_drives = [
+            jnp.maximum(a, _leak(b, units)) for a, b in zip(leak_drives, to_drives, strict=True)
+        ]
+        for path, effect in to_others.items():
+            leak = _leak(effect, units) if effect.size > units else jnp.zeros(())
+            leak_others[path] = jnp.maximum(leak_others.get(path, 0.0), leak)
+    return Findings(
+        fidelity=functools.reduce(jnp.maximum, jax.tree.leaves(gaps)),
+        drives=leak_drives,
+        carry=leak_carry,
+        leak=spread,
+        others=leak_others,
+        pres=[_felt(received, carry, i, units) for i in range(len(cell.sites))],
+    )
+
+
+class _Draws:
+    """Deterministic random numbers of any dtype."""
+
+    def __init__(self) -> None:
+        self.rng = np.random.default_rng(0)
+
+    def values(self, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+        if not jnp.issubdtype(dtype, jnp.inexact):
+            return jnp.zeros(shape, dtype)
+        return jnp.asarray(self.rng.normal(size=shape), dtype)
+
+    def weights(self, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+        return jnp.asarray(self.rng.uniform(0.1, 0.9, size=shape), dtype) / max(
+            1, shape[0] if len(shape) > 1 else 1
+        )
+
+
+def _leak(effects: Any, units: int) -> jax.Array:
+    """Largest entry of [N, ..., D] that lies in a column of another unit than the row's."""
+    leaks = [jnp.zeros(())]
+    for effect in jax.tree.leaves(effects):
+        if effect.shape[-1] % units:
+            leaks.append(jnp.full((), jnp.inf))
+            continue
+        foreign = jnp.arange(effect.shape[-1]) % units != jnp.arange(units)[:, None]
+        foreign = foreign.reshape((units,) + (1,) * (effect.ndim - 2) + (-1,))
+        leaks.append(jnp.max(jnp.where(foreign, jnp.abs(effect), 0)).astype(jnp.float32))
+    return functools.reduce(jnp.maximum, leaks)
+
+
+def _felt(received: Any, carry: Any, i: int, units: int) -> jax.Array:
+    """How much each unit's carry moves each entry of the i-th synapse's pre, [N, R]."""
+    pre = received(carry)[i]
+    if not jnp.issubdtype(pre.dtype, jnp.inexact):
+        return jnp.zeros((units, 1))
+
+    def moved(direction: jax.Array) -> jax.Array:
+        tangent = jax.tree.map(lambda c: jnp.broadcast_to(direction.astype(c.dtype), c.shape), carry)
+        return jnp.abs(jax.jvp(lambda c: received(c)[i], (carry,), (tangent,))[1]).max(0)
+
+    return jax.vmap(moved)(jnp.eye(units))
+
+
+def require_fidelity(cell: Anatomy, found: Findings, name: str) -> None:
+    """Raises if the tapped cell computes something else than the cell itself."""
+    if found.fidelity > 1e-3:
+        raise ValueError(
+            f"{name} ({cell.module.name}) computes something else when its layers are called by "
+            f"themselves (difference {found.fidelity:.2g}): something like WeightNorm or "
+            "SpectralNorm changes a layer's parameters on the way. Use plain layers."
+        )
+
+
+def require_local(cell: Anatomy, params: Leaves, found: Findings, name: str, rule: str) -> None:
+    """Raises, by name, for what a rule that treats each unit by itself cannot credit."""
+    where = f"{rule} cannot credit {name} ({cell.module.name})"
+    way_out = "Use an exact rule (bptt, tbptt, rtrl) or another cell."
+    if cell.module.name == "OptimizedLSTMCell" and not cell.sites:
+        raise ValueError(
+            f"{where}: it has no Dense layers to tap. Use nn.LSTMCell: the same parameters load "
+            "unchanged."
+        )
+    paths = [site.layer.path for site in cell.sites]
+    for site, leak in zip(cell.sites, found.drives, strict=True):
+        label = f"layer {'/'.join(site.layer.path)}"
+        if site.role == CHAINED:
+            raise ValueError(
+                f"{where}: {label} is fed by another layer of the same cell, so its units depend "
+                f"on each other within a step. {way_out} (A stack of cells goes into "
+                "localgrad.Network; a GRU must apply its reset gate after the recurrent layer.)"
+            )
+        if paths.count(site.layer.path) > 1:
+            raise ValueError(f"{where}: {label} is called more than once a step. {way_out}")
+        if site.layer.kind.startswith("Conv"):
+            raise ValueError(f"{where}: {label} is a {site.layer.kind}. {way_out}")
+        if leak > 0:
+            raise ValueError(
+                f"{where}: {label} reaches other units than its own (effect {leak:.2g}), as under "
+                f"a normalisation over units. {way_out}"
+            )
+    if found.carry > 0:
+        raise ValueError(
+            f"{where}: the state of one unit reaches another's outside any layer "
+            f"(effect {found.carry:.2g}). {way_out}"
+        )
+    for path in cell.others:
+        if found.others.get(path, 0.0) > 0 or not _is_unit(params[path], found):
+            raise ValueError(
+                f"{where}: parameter {'/'.join(path)} of shape {params[path].shape} belongs to no "
+                f"layer that localgrad can see and is not one number a unit. {way_out}"
+            )
+    _require_claimed(cell, params, where, way_out)
+
+
+def _is_unit(leaf: Any, found: Findings) -> bool:
+    units = found.pres[0].shape[0] if found.pres else leaf.size
+    return leaf.size == 1 or (leaf.size == units and leaf.shape[-1] == units)
+
+
+def _require_claimed(cell: Anatomy, params: Leaves, where: str, way_out: str) -> None:
+    for site in cell.sites:
+        for path, leaf in under(params, site.layer.path).items():
+            if leaf.shape[-1] != site.drive.shape[-1]:
+                raise ValueError(
+                    f"{where}: the last axis of {'/'.join(site.layer.path + path)} "
+                    f"{leaf.shape} is not the layer's output {site.drive.shape[1:]}. {way_out}"
+                )
+
+
+def require_constant_leak(cell: Anatomy, found: Findings, name: str, rule: str) -> None:
+    """Raises unless a unit's own state fades by a constant factor, whatever it and its input are."""
+    if len(cell.live) > 1 or found.leak > 1e-4:
+        raise ValueError(
+            f"{rule} cannot credit {name} ({cell.module.name}): past its recurrent layers its "
+            "Jacobian is no constant leak (it is gated, or nonlinear). Use localgrad.eprop, which "
+            "keeps the unit's own dynamics, or localgrad.RateCell."
+        )
+
+
+def own_entries(cell: Anatomy, found: Findings, name: str) -> dict[int, jax.Array]:
+    """For each recurrent synapse, which entry of pre each unit is; raises if that is not one."""
+    entries = {}
+    for i, site in enumerate(cell.sites):
+        if site.role != RECURRENT:
+            continue
+        felt = found.pres[i] > 0
+        if site.layer.kind not in ("Dense", "Linear") or not (
+            (felt.sum(1) == 1).all() and (felt.sum(0) <= 1).all()
+        ):
+            raise ValueError(
+                f"snap cannot credit {name} ({cell.module.name}): layer "
+                f"{'/'.join(site.layer.path)} ({site.layer.kind}) does not see each unit as one "
+                "entry of its input, so it has no diagonal. Use localgrad.eprop."
+            )
+        entries[i] = jnp.asarray(felt.argmax(1))
+    return entries

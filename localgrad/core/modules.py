@@ -1,0 +1,209 @@
+"""Flax modules as pure functions whose synapses can be tapped: one adapter each for Linen and NNX.
+
+A *synapse* is a linear Flax layer. Its `pre` is what the layer receives, its *drive* what it emits.
+`tapped` runs a module and lets `tap(layer, pre)` supply the drive of every synapse it calls.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax
+import flax.linen as nn
+import jax
+from flax import nnx
+from flax.traverse_util import unflatten_dict
+
+from localgrad.core.params import Leaves, Path, flatten
+
+LINEN_SYNAPSES = (nn.Dense, nn.DenseGeneral, nn.Einsum, nn.Conv, nn.ConvTranspose, nn.Embed)
+NNX_SYNAPSES = (nnx.Linear, nnx.LinearGeneral, nnx.Einsum, nnx.Conv, nnx.ConvTranspose, nnx.Embed)
+
+
+class Layer(NamedTuple):
+    """A synapse met while a module runs.
+
+    Attributes:
+        path: where its parameters lie in the module's.
+        kind: the name of its class, such as `'Dense'`.
+        apply: the layer's own call as a pure function `(leaves of the layer, pre) -> drive`.
+    """
+
+    path: Path
+    kind: str
+    apply: Callable[[Leaves, Any], Any]
+
+
+Tap = Callable[[Layer, Any], Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class LinenModule:
+    """A Linen module as a pure function of flat parameters."""
+
+    module: nn.Module
+
+    @property
+    def name(self) -> str:
+        """The class of the wrapped module."""
+        return type(self.module).__name__
+
+    def apply(self, params: Leaves, *args: Any) -> Any:
+        """Calls the module."""
+        return self.module.apply({"params": unflatten_dict(params)}, *args)
+
+    def tapped(self, params: Leaves, tap: Tap, *args: Any) -> Any:
+        """Calls the module with `tap` supplying the drive of every synapse."""
+        inside = False
+
+        def intercept(next_fun, call_args, call_kwargs, context):
+            nonlocal inside
+            layer = context.module
+            if inside or type(layer) not in LINEN_SYNAPSES or context.method_name != "__call__":
+                return next_fun(*call_args, **call_kwargs)
+            inside = True
+            try:
+                return tap(_linen_layer(layer), *call_args, **call_kwargs)
+            finally:
+                inside = False
+
+        with nn.intercept_methods(intercept):
+            return self.apply(params, *args)
+
+    def initialize_carry(self, shape: tuple[int, ...]) -> Any:
+        """The initial carry for inputs of this shape, batch axis first."""
+        return self.module.initialize_carry(jax.random.key(0), shape)
+
+
+def _linen_layer(layer: nn.Module) -> Layer:
+    free = layer.clone(parent=None, name=None)
+    return Layer(
+        layer.path,
+        type(layer).__name__,
+        lambda leaves, pre: free.apply({"params": unflatten_dict(leaves)}, pre),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class NNXModule:
+    """An NNX module as a pure function of flat parameters; made by `localgrad.from_nnx`."""
+
+    graphdef: Any
+    treedef: Any
+    paths: tuple[Path, ...]
+    name: str
+
+    def merge(self, params: Leaves) -> nnx.Module:
+        """A fresh copy of the module that holds these parameters."""
+        state = jax.tree.unflatten(self.treedef, [params[path] for path in self.paths])
+        return nnx.merge(self.graphdef, state)
+
+    def apply(self, params: Leaves, *args: Any) -> Any:
+        """Calls the module."""
+        return self.merge(params)(*args)
+
+    def tapped(self, params: Leaves, tap: Tap, *args: Any) -> Any:
+        """Calls the module with `tap` supplying the drive of every synapse."""
+        module = self.merge(params)
+        for path, layer in list(nnx.iter_modules(module)):
+            if type(layer) in NNX_SYNAPSES:
+                handle = _nnx_layer(tuple(str(key) for key in path), layer)
+
+                def respond(_, pre, handle=handle):
+                    return tap(handle, pre)
+
+                kind = type(layer)
+                object.__setattr__(
+                    layer, "__class__", type(kind.__name__, (kind,), {"__call__": respond})
+                )
+        return module(*args)
+
+    def initialize_carry(self, shape: tuple[int, ...]) -> Any:
+        """The initial carry for inputs of this shape, batch axis first."""
+        # No carry depends on the parameters, so their values do not matter here.
+        abstract = dict.fromkeys(self.paths)
+        return self.merge(abstract).initialize_carry(shape, nnx.Rngs(0))
+
+
+def _nnx_layer(path: Path, layer: nnx.Module) -> Layer:
+    graphdef, state = nnx.split(layer)
+
+    def apply(leaves: Leaves, pre: Any) -> Any:
+        _, restore = flatten(state)
+        return nnx.merge(graphdef, restore(leaves))(pre)
+
+    return Layer(path, type(layer).__name__, apply)
+
+
+def from_nnx(module: nnx.Module) -> tuple[NNXModule, nnx.State]:
+    """Splits an NNX cell into a model for localgrad's rules and its parameters.
+
+    The module itself is left alone. Its parameters come back as the `nnx.State` of its `nnx.Param`
+    variables, so `nnx.Optimizer` and optax take the updates as they are.
+
+    Args:
+        module: an NNX cell: `__call__(carry, x) -> (carry, y)` and `initialize_carry`.
+
+    Returns:
+        The model, static and hashable, and its parameters.
+
+    Raises:
+        ValueError: if the module holds state that is no parameter (BatchNorm statistics, random
+            streams), since a rule is a pure function of parameters.
+
+    Example:
+        >>> import jax.numpy as jnp, localgrad, optax
+        >>> from flax import nnx
+        >>> model, params = localgrad.from_nnx(nnx.GRUCell(3, 8, rngs=nnx.Rngs(0)))
+        >>> rule = localgrad.eprop(model, optax.l2_loss)
+        >>> batch = localgrad.Batch(jnp.ones((2, 5, 3)), jnp.ones((2, 5, 8)))
+        >>> updates, state = rule(params, rule.init(params), batch)
+        >>> updates['dense_h']['kernel'].shape
+        (8, 24)
+    """
+    graphdef, params, rest = nnx.split(module, nnx.Param, ...)
+    if jax.tree.leaves(rest):
+        kinds = sorted({type(variable).__name__ for _, variable in rest.flat_state()})
+        raise ValueError(
+            f"module {type(module).__name__} holds {', '.join(kinds)} beside its nnx.Param: a step "
+            "must be a pure function of parameters. Remove BatchNorm, Dropout and stored rngs."
+        )
+    leaves, _ = flatten(params)
+    name = type(module).__name__
+    return NNXModule(graphdef, jax.tree.structure(params), tuple(leaves), name), params
+
+
+Module = LinenModule | NNXModule
+
+
+def as_module(model: Any) -> Module:
+    """The adapter of a model; raises for what is neither a Linen module nor from `from_nnx`."""
+    if isinstance(model, NNXModule):
+        return model
+    if isinstance(model, nn.Module):
+        return LinenModule(model)
+    if isinstance(model, nnx.Module):
+        raise ValueError(
+            f"model is the NNX module {type(model).__name__}; pass it through "
+            "`model, params = localgrad.from_nnx(module)` first."
+        )
+    raise ValueError(
+        f"model must be a Flax cell (linen, or NNX through localgrad.from_nnx); got {model!r}."
+    )
+
+
+def impure(error: Exception, name: str) -> ValueError | None:
+    """A clear error for a module that needs mutable state or randomness in its step, or None."""
+    if isinstance(error, flax.errors.ScopeParamNotFoundError):
+        return ValueError(
+            f"params do not fit {name}: {error} Pass the variables' 'params' entry, as in "
+            "`params = model.init(key, carry, x)['params']`."
+        )
+    if isinstance(error, flax.errors.FlaxError):
+        return ValueError(
+            f"{name} cannot be run as a pure function of its parameters: {error} Modules with "
+            "mutable state or randomness in the step (BatchNorm, Dropout) are not supported."
+        )
+    return None

@@ -1,0 +1,227 @@
+"""A model as encoder, cells and readout, and one pass through all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from localgrad.core.modules import LinenModule, Module, as_module, impure
+from localgrad.core.network import Network
+from localgrad.core.params import Leaves, Path, placed, under
+from localgrad.core.passes import Tape, forward, length, merge_steps, split_steps
+from localgrad.core.synapses import Anatomy, dissect, infer_input
+
+
+class Stack(NamedTuple):
+    """A model taken apart for B examples.
+
+    Attributes:
+        encoder: the memoryless module below the cells, or None.
+        cells: the cells' anatomies, the lowest first.
+        prefixes: where each cell's parameters lie: `('cells_0',)`, or `()` for a bare cell.
+        readout: the memoryless module above the cells, or None.
+        initial: each cell's initial carry, leaves [B, N].
+        fed: shape and dtype of each cell's input for one step.
+        outputs: shape and dtype of the model's output for one step.
+    """
+
+    encoder: Module | None
+    cells: tuple[Anatomy, ...]
+    prefixes: tuple[Path, ...]
+    readout: Module | None
+    initial: tuple[Any, ...]
+    fed: tuple[Any, ...]
+    outputs: Any
+
+    def name(self, level: int) -> str:
+        """How messages and states call a cell."""
+        return "/".join(self.prefixes[level]) or "cell"
+
+    @property
+    def levels(self) -> range:
+        """The cells' numbers, the lowest first."""
+        return range(len(self.cells))
+
+    def pack(self, carries: Any) -> Any:
+        """The cells' carries as the model's own carry."""
+        return carries[0] if self.prefixes[0] == () else tuple(carries)
+
+    def unpack(self, carry: Any) -> tuple[Any, ...]:
+        """The model's own carry as the cells' carries."""
+        return (carry,) if self.prefixes[0] == () else tuple(carry)
+
+
+def parts(model: Any) -> tuple[Module | None, list[Module], list[Path], Module | None]:
+    """Encoder, cells, the cells' prefixes in params, and readout."""
+    module = as_module(model)
+    if not isinstance(model, Network):
+        return None, [module], [()], None
+    names: list[Path] = [(f"cells_{i}",) for i in range(len(model.cells))]
+    cells: list[Module] = [_free(cell) for cell in model.cells]
+    return _free(model.encoder), cells, names, _free(model.readout)
+
+
+def _free(module: Any) -> Any:
+    return None if module is None else LinenModule(module.clone(parent=None, name=None))
+
+
+def assemble(model: Any, params: Leaves, x: Any) -> Stack:
+    """Takes a model apart.
+
+    Args:
+        model: a Flax cell or `Network`.
+        params: its parameters; shapes suffice.
+        x: one step's input of B examples, leaves [B, ...]; shapes suffice.
+
+    Returns:
+        The stack.
+    """
+    encoder, cells, prefixes, readout = parts(model)
+    for prefix in [*prefixes, *((name,) for name, m in _ends(encoder, readout) if m)]:
+        if prefix and not under(params, prefix):
+            raise ValueError(
+                f"params hold no {'/'.join(prefix)!r}; their top level is "
+                f"{sorted({path[0] for path in params})}. Pass the variables' 'params' entry of "
+                "this model's init."
+            )
+    z = x if encoder is None else _emits(encoder, under(params, ("encoder",)), x)
+    anatomies, initial, fed = [], [], []
+    for cell, prefix in zip(cells, prefixes, strict=True):
+        own = under(params, prefix)
+        carry, z_next = _settled(cell, own, z)
+        anatomies.append(dissect(cell, own, carry, z))
+        initial.append(carry)
+        fed.append(z)
+        z = z_next
+    outputs = z if readout is None else _emits(readout, under(params, ("readout",)), z)
+    return Stack(
+        encoder,
+        tuple(anatomies),
+        tuple(prefixes),
+        readout,
+        tuple(initial),
+        tuple(fed),
+        outputs,
+    )
+
+
+def infer_example(model: Any, params: Leaves, batch: int) -> Any:
+    """One step's input of `batch` examples as the model's first layer tells it, or None."""
+    encoder, cells, prefixes, _ = parts(model)
+    if encoder is not None:
+        return infer_input(encoder, under(params, ("encoder",)), batch, is_cell=False)
+    return infer_input(cells[0], under(params, prefixes[0]), batch, is_cell=True)
+
+
+def _ends(encoder: Any, readout: Any) -> list[tuple[str, Any]]:
+    return [("encoder", encoder), ("readout", readout)]
+
+
+def _emits(module: Module, params: Leaves, x: Any) -> Any:
+    try:
+        return jax.eval_shape(module.apply, params, x)
+    except Exception as error:
+        raise impure(error, module.name) or error from error
+
+
+def _settled(cell: Module, params: Leaves, x: Any) -> tuple[Any, Any]:
+    """The initial carry in the dtype that the cell's step keeps, and the step's output."""
+    carry = cell.initialize_carry(jax.tree.leaves(x)[0].shape)
+    for _ in range(3):
+        try:
+            new, y = jax.eval_shape(cell.apply, params, carry, x)
+        except Exception as error:
+            raise impure(error, cell.name) or error from error
+        if jax.tree.structure(new) != jax.tree.structure(carry) or any(
+            a.shape != b.shape
+            for a, b in zip(jax.tree.leaves(new), jax.tree.leaves(carry), strict=True)
+        ):
+            shapes = jax.tree.map(lambda a: a.shape, (carry, new))
+            raise ValueError(
+                f"{cell.name} turns a carry of shapes {shapes[0]} into one of shapes {shapes[1]}; "
+                "a recurrent step must keep them."
+            )
+        carry = jax.tree.map(lambda a, b: a.astype(jnp.promote_types(a.dtype, b.dtype)), carry, new)
+    return carry, y
+
+
+class Pass(NamedTuple):
+    """One forward pass over a window.
+
+    Attributes:
+        carries: each cell's carry after the window.
+        tapes: each cell's tape.
+        outputs: the model's outputs, leaves [W, B, ...].
+        encode: credit of the first cell's input [W, B, ...] -> the encoder's gradient.
+        encode_each: the same by row and example: [W, K, B, ...] -> leaves [K, B, ...].
+        read: credit of the outputs -> (the readout's gradient, credit of the last cell's output).
+    """
+
+    carries: tuple[Any, ...]
+    tapes: list[Tape]
+    outputs: Any
+    encode: Callable[[Any], Leaves]
+    encode_each: Callable[[Any], Leaves]
+    read: Callable[[Any], tuple[Leaves, Any]]
+
+
+def run(stack: Stack, params: Leaves, carries: Any, xs: Any, reset: jax.Array | None) -> Pass:
+    """Runs a model over a window.
+
+    Args:
+        stack: the model, taken apart.
+        params: its parameters.
+        carries: each cell's carry before the window, leaves [B, N].
+        xs: inputs, leaves [W, B, ...].
+        reset: [W, B] bool, or None.
+
+    Returns:
+        The pass, with what the backward pass needs.
+    """
+    steps = length(xs)
+    zs, encode = _memoryless(stack.encoder, under(params, ("encoder",)), xs, steps)
+    last, tapes = [], []
+    for cell, prefix, carry, initial in zip(
+        stack.cells, stack.prefixes, carries, stack.initial, strict=True
+    ):
+        carry, tape = forward(cell, under(params, prefix), carry, zs, reset, initial)
+        last.append(carry)
+        tapes.append(tape)
+        zs = tape.ys
+    outputs, read = _memoryless(stack.readout, under(params, ("readout",)), zs, steps)
+    return Pass(
+        tuple(last),
+        tapes,
+        outputs,
+        lambda q: placed(encode(q)[0], ("encoder",)),
+        lambda q: placed(_each(stack.encoder, under(params, ("encoder",)), xs, q), ("encoder",)),
+        lambda q: (placed((found := read(q))[0], ("readout",)), found[1]),
+    )
+
+
+def _memoryless(module: Module | None, params: Leaves, xs: Any, steps: int) -> tuple[Any, Any]:
+    """A module without memory on all steps at once, and its VJP for parameters and input."""
+    if module is None:
+        return xs, lambda q: ({}, q)
+    flat = merge_steps(xs)
+    if all(jnp.issubdtype(a.dtype, jnp.inexact) for a in jax.tree.leaves(flat)):
+        ys, pull = jax.vjp(module.apply, params, flat)
+        return split_steps(ys, steps), lambda q: _split_second(pull(merge_steps(q)), steps)
+    ys, pull = jax.vjp(lambda p: module.apply(p, flat), params)
+    return split_steps(ys, steps), lambda q: (*pull(merge_steps(q)), None)
+
+
+def _each(module: Module, params: Leaves, xs: Any, q: Any) -> Leaves:
+    """A memoryless module's gradient for each row and example: leaves [K, B, ...]."""
+
+    def one(x: Any, q: Any) -> Leaves:  # x [W, ...], q [W, ...]
+        return jax.vjp(lambda p: module.apply(p, x), params)[1](q)[0]
+
+    return jax.vmap(jax.vmap(one, in_axes=1), in_axes=(None, 1))(xs, q)
+
+
+def _split_second(pair: tuple[Any, Any], steps: int) -> tuple[Any, Any]:
+    return pair[0], split_steps(pair[1], steps)

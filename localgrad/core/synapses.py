@@ -1,0 +1,284 @@
+"""The anatomy of a cell: its synapses, what feeds each, and what lives between them.
+
+Read off the cell's jaxpr with every drive made an input of its own, so that what depends on what is
+a fact of the trace and no guess about the cell.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.extend import core as jex
+
+from localgrad.core.modules import Layer, Module, impure
+from localgrad.core.params import Leaves, Path, under
+
+INPUT, RECURRENT, OUTPUT, CHAINED = "input", "recurrent", "output", "chained"
+
+
+class Site(NamedTuple):
+    """One synapse call of a cell.
+
+    Attributes:
+        layer: the linear layer called.
+        role: `INPUT` (pre depends on x alone), `RECURRENT` (pre depends on the carry), `OUTPUT`
+            (reaches y but not the new carry) or `CHAINED` (pre depends on another synapse's drive
+            and the drive reaches the new carry).
+        drive: shape and dtype of the drive for one step.
+        reads_x: whether x reaches pre.
+    """
+
+    layer: Layer
+    role: str
+    drive: jax.ShapeDtypeStruct
+    reads_x: bool
+
+
+class Anatomy(NamedTuple):
+    """What a rule needs to know of one cell.
+
+    Attributes:
+        module: the cell.
+        sites: its synapse calls, in the order in which the cell makes them.
+        others: paths of the parameters that no synapse owns.
+        reads_x: whether x reaches the new carry or y by a way that passes no synapse.
+        drives_reach: for each site, whether its drive reaches the new carry.
+        others_reach: the `others` that reach the new carry, also by way of a synapse.
+        live: for each carry leaf, whether the step still depends on it once all drives are given.
+    """
+
+    module: Module
+    sites: tuple[Site, ...]
+    others: tuple[Path, ...]
+    reads_x: bool
+    drives_reach: tuple[bool, ...]
+    others_reach: frozenset[Path]
+    live: tuple[bool, ...]
+
+
+Respond = Callable[[int, Layer, Any], Any]
+
+
+def respond_to(module: Module, params: Leaves, carry: Any, x: Any, respond: Respond) -> Any:
+    """Runs one step of a cell with `respond(i, layer, pre)` supplying the i-th call's drive."""
+    count = 0
+
+    def tap(layer: Layer, pre: Any) -> Any:
+        nonlocal count
+        count += 1
+        return respond(count - 1, layer, pre)
+
+    return module.tapped(params, tap, carry, x)
+
+
+def record(module: Module, params: Leaves, carry: Any, x: Any, drives: list[Any]) -> tuple:
+    """Runs one step with the given drives and returns `(carry, y, what each synapse received)`."""
+    pres = []
+
+    def respond(i: int, layer: Layer, pre: Any) -> Any:
+        del layer
+        pres.append(pre)
+        return drives[i]
+
+    carry, y = respond_to(module, params, carry, x, respond)
+    return carry, y, pres
+
+
+def dissect(module: Module, params: Leaves, carry: Any, x: Any) -> Anatomy:
+    """Finds the synapses of a cell and classifies them.
+
+    Args:
+        module: the cell.
+        params: its parameters; shapes suffice.
+        carry: the carry of B examples; shapes suffice.
+        x: one step's input of B examples; shapes suffice.
+
+    Returns:
+        The cell's anatomy.
+    """
+    layers, drives = _meet(module, params, carry, x)
+    jaxpr, (n_carry, n_y) = _trace(module, params, carry, x, drives)
+    depends = dependencies(jaxpr.jaxpr)
+    carry_in, x_in, drives_in, params_in = _numbered(carry, x, drives, params)
+    drive_numbers = set(drives_in)
+    to_carry = [depends[k] for k in range(n_carry)]
+    to_y = [depends[k] for k in range(n_carry, n_carry + n_y)]
+    to_pre = depends[n_carry + n_y :]
+
+    # A drive reaches the new carry directly, or through the pre of a synapse that does.
+    reach = set().union(*to_carry)
+    for _ in layers:
+        reach |= set().union(
+            *(pre for pre, number in zip(to_pre, drives_in, strict=True) if number in reach), set()
+        )
+    sites = []
+    for layer, drive, pre, number in zip(layers, drives, to_pre, drives_in, strict=True):
+        if number not in reach:
+            role = OUTPUT
+        elif pre & drive_numbers:
+            role = CHAINED
+        else:
+            role = RECURRENT if pre & set(carry_in) else INPUT
+        sites.append(Site(layer, role, drive, bool(pre & set(x_in))))
+
+    owned = {path for site in sites for path in _owned(params, site.layer)}
+    others = tuple(path for path in params if path not in owned)
+    direct = set().union(*to_carry, *to_y)
+    return Anatomy(
+        module=module,
+        sites=tuple(sites),
+        others=others,
+        reads_x=bool(direct & set(x_in)),
+        drives_reach=tuple(number in reach for number in drives_in),
+        others_reach=frozenset(path for path in others if params_in[path] in reach),
+        live=tuple(number in direct for number in carry_in),
+    )
+
+
+class _Found(Exception):
+    """Carries the input's shape out of a half-run step."""
+
+
+def infer_input(module: Module, params: Leaves, batch: int, is_cell: bool) -> Any:
+    """One step's input of `batch` examples, as far as a layer that takes x itself tells it.
+
+    Args:
+        module: a cell, or a memoryless module called on x alone.
+        params: its parameters; shapes suffice.
+        batch: B.
+        is_cell: whether it takes a carry before x.
+
+    Returns:
+        A `ShapeDtypeStruct`, or None if no Dense or Embed layer of the module takes x as it is.
+    """
+    dtype = jnp.promote_types(jnp.result_type(*params.values()), jnp.float32)
+
+    def step(x: Any) -> Any:
+        def tap(layer: Layer, pre: Any) -> Any:
+            own = under(params, layer.path)
+            if pre is x and layer.kind in ("Dense", "Linear"):
+                raise _Found(jax.ShapeDtypeStruct((batch, own[("kernel",)].shape[0]), dtype))
+            if pre is x and layer.kind == "Embed":
+                raise _Found(jax.ShapeDtypeStruct((batch,), jnp.int32))
+            return jnp.zeros((*pre.shape[:-1], jax.tree.leaves(own)[0].shape[-1]), dtype)
+
+        carry = [module.initialize_carry(x.shape)] if is_cell else []
+        return module.tapped(params, tap, *carry, x)
+
+    try:
+        jax.eval_shape(step, jax.ShapeDtypeStruct((batch, 1), dtype))
+    except _Found as found:
+        return found.args[0]
+    except Exception:  # whatever a made-up input breaks, only an example can tell the shape
+        return None
+    return None
+
+
+def _owned(params: Leaves, layer: Layer) -> list[Path]:
+    n = len(layer.path)
+    return [path for path in params if path[:n] == layer.path]
+
+
+def _meet(
+    module: Module, params: Leaves, carry: Any, x: Any
+) -> tuple[list[Layer], list[jax.ShapeDtypeStruct]]:
+    """The layers a step calls and the shapes they emit."""
+    layers: list[Layer] = []
+    drives: list[jax.ShapeDtypeStruct] = []
+
+    def step(params: Leaves, carry: Any, x: Any) -> Any:
+        def respond(i: int, layer: Layer, pre: Any) -> jax.Array:
+            del i
+            drive = _emitted(layer, under(params, layer.path), pre)
+            layers.append(layer)
+            drives.append(jax.ShapeDtypeStruct(drive.shape, drive.dtype))
+            return jnp.zeros(drive.shape, drive.dtype)
+
+        return respond_to(module, params, carry, x, respond)
+
+    try:
+        jax.eval_shape(step, params, carry, x)
+    except Exception as error:
+        raise impure(error, module.name) or error from error
+    return layers, drives
+
+
+def _emitted(layer: Layer, leaves: Leaves, pre: Any) -> jax.ShapeDtypeStruct:
+    if not leaves:
+        raise ValueError(
+            f"layer {'/'.join(layer.path) or layer.kind} has no parameters in params: it runs "
+            "inside a lifted transform (nn.jit, nn.remat, nn.scan) or is shared. Use it plainly."
+        )
+    return jax.eval_shape(layer.apply, leaves, pre)
+
+
+def _trace(module: Module, params: Leaves, carry: Any, x: Any, drives: list[Any]) -> Any:
+    """The jaxpr of `(carry, x, drives, params) -> (carry, y, pres)`, and how many of the first."""
+    sizes = None
+
+    def step(carry: Any, x: Any, drives: list[Any], params: Leaves) -> list[Any]:
+        nonlocal sizes
+        new_carry, y, pres = record(module, params, carry, x, drives)
+        sizes = len(jax.tree.leaves(new_carry)), len(jax.tree.leaves(y))
+        return [*jax.tree.leaves(new_carry), *jax.tree.leaves(y), *pres]
+
+    jaxpr = jax.make_jaxpr(step)(carry, x, drives, params)
+    return jaxpr, sizes
+
+
+def _numbered(carry: Any, x: Any, drives: list[Any], params: Leaves) -> tuple:
+    """The numbers of the jaxpr's inputs, in the structure of the arguments."""
+    args = (carry, x, drives, params)
+    flat, treedef = jax.tree.flatten(args)
+    carry, x, drives, params = jax.tree.unflatten(treedef, range(len(flat)))
+    return jax.tree.leaves(carry), jax.tree.leaves(x), drives, params
+
+
+def dependencies(jaxpr: Any) -> list[set[int]]:
+    """For each output of a jaxpr, the numbers of the inputs it depends on.
+
+    Looks into jit, custom derivatives, remat, cond and scan; any other primitive is taken to join
+    all its inputs to all its outputs.
+    """
+    known: dict[Any, set[int]] = {var: {i} for i, var in enumerate(jaxpr.invars)}
+
+    def of(atom: Any) -> set[int]:
+        return set() if isinstance(atom, jex.Literal) else known.get(atom, set())
+
+    for eqn in jaxpr.eqns:
+        ins = [of(atom) for atom in eqn.invars]
+        for var, out in zip(eqn.outvars, _through(eqn, ins), strict=True):
+            known[var] = out
+    return [of(atom) for atom in jaxpr.outvars]
+
+
+def _through(eqn: Any, ins: list[set[int]]) -> list[set[int]]:
+    if eqn.primitive.name == "cond":
+        branches = [dependencies(branch.jaxpr) for branch in eqn.params["branches"]]
+        return [
+            ins[0].union(*(ins[1:][i] for branch in branches for i in branch[k]))
+            for k in range(len(eqn.outvars))
+        ]
+    inner = next(
+        (
+            value.jaxpr if isinstance(value, jex.ClosedJaxpr) else value
+            for value in eqn.params.values()
+            if isinstance(value, jex.Jaxpr | jex.ClosedJaxpr)
+        ),
+        None,
+    )
+    if eqn.primitive.name == "while" or inner is None or len(inner.invars) != len(ins):
+        return [set().union(*ins)] * len(eqn.outvars)
+    depends = dependencies(inner)
+    if eqn.primitive.name != "scan":
+        return [set().union(*(ins[i] for i in out)) for out in depends]
+    n_consts, n_carry = eqn.params["num_consts"], eqn.params["num_carry"]
+    ins = list(ins)
+    for _ in range(n_carry + 1):  # what one pass of the loop hands to the next
+        outs = [set().union(*(ins[i] for i in out)) for out in depends]
+        for k in range(n_carry):
+            ins[n_consts + k] = ins[n_consts + k] | outs[k]
+    return outs

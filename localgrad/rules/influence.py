@@ -1,0 +1,286 @@
+"""RTRL, whole (`rtrl`) or sparsified to each parameter's own unit (`snap`)."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from localgrad.core.params import Leaves, Path, accumulator, added, placed, under
+from localgrad.core.passes import (
+    DIAGONAL,
+    backward,
+    contract,
+    contract_each,
+    input_credit,
+    length,
+    pres,
+)
+from localgrad.core.rule import Frame, LearningRule, Loss, Recipe, Window, windowed_rule
+from localgrad.core.stack import Stack, run
+from localgrad.rules.eligibility import local_recipe
+
+GIB = 1024**3
+
+
+class InfluenceState(NamedTuple):
+    """State of `rtrl`.
+
+    Attributes:
+        loss: mean loss of the last call.
+        carry: the model's carry (streaming), or None.
+        start: the model's initial carry (streaming), or None.
+        influence: for each cell, by parameter path, [B, N S, ...]: how the cell's carry, flattened,
+            responds to the parameter (streaming), or None.
+    """
+
+    loss: jax.Array
+    carry: Any = None
+    start: Any = None
+    influence: Any = None
+
+    def fresh(self) -> InfluenceState:
+        """The state at the start of new sequences."""
+        zeros = jax.tree.map(jnp.zeros_like, self.influence)
+        return self._replace(carry=self.start, influence=zeros)
+
+
+def snap(
+    model: Any,
+    loss: Loss,
+    *,
+    order: int = 1,
+    batch_size: int | None = None,
+    window: int | None = None,
+    reduction: str = "mean",
+    example: Any = None,
+) -> LearningRule:
+    """SnAp."""
+    if order != 1:
+        raise ValueError(
+            f"order must be 1; got {order!r}. On the dense recurrent layers of Flax cells SnAp-2 "
+            "and above are exact RTRL: use localgrad.rtrl."
+        )
+    return windowed_rule(
+        model,
+        loss,
+        local_recipe("snap", DIAGONAL, "symmetric", None),
+        batch_size=batch_size,
+        window=window,
+        reduction=reduction,
+        example=example,
+    )
+
+
+def rtrl(
+    model: Any,
+    loss: Loss,
+    *,
+    batch_size: int | None = None,
+    window: int | None = None,
+    reduction: str = "mean",
+    max_influence_bytes: int = 4 * GIB,
+    example: Any = None,
+) -> LearningRule:
+    """RTRL."""
+
+    def begin(stack: Stack, params: Leaves, x: Any) -> InfluenceState:
+        carry = stack.pack(stack.initial)
+        influence = {
+            stack.name(level): {
+                path: jnp.zeros(shape, accumulator(params[path]))
+                for path, shape in _blocks(stack, params, level, length(x)).items()
+            }
+            for level in stack.levels
+        }
+        return InfluenceState(jnp.zeros(()), carry, carry, influence)
+
+    def process(frame: Frame, state: InfluenceState, window: Window) -> tuple:
+        stack, params = frame.stack, frame.params
+        ran = run(stack, params, stack.unpack(state.carry), window.inputs, window.reset)
+        value, q_out = frame.objective.credit(ran.outputs, window.targets, window.weight)
+        grads, q_y = ran.read(q_out)
+        found, entering, written = _credit_rows(frame, ran, q_y)
+        grads |= found
+        influence = state.influence
+        if not frame.opening:
+            grads = added(grads, _recalled(stack, influence, entering))
+        if not frame.closing:
+            influence = _carried(stack, influence, entering, written)
+        return state._replace(carry=stack.pack(ran.carries), influence=influence), grads, value
+
+    def screen(stack: Stack, params: Leaves) -> None:
+        if batch_size is None:
+            return
+        need = sum(
+            int(np.prod(shape)) * accumulator(params[path]).itemsize
+            for level in stack.levels
+            for path, shape in _blocks(stack, params, level, batch_size).items()
+        )
+        if need > max_influence_bytes:
+            raise ValueError(
+                f"rtrl's influence [B, N S, P] would take {need / GIB:.3g} GiB, more than "
+                f"max_influence_bytes = {max_influence_bytes / GIB:.3g} GiB. Raise that limit, "
+                f"lower batch_size={batch_size} or the cells' features, or use localgrad.snap or "
+                "localgrad.eprop, whose memory is one number a parameter and example."
+            )
+
+    recipe = Recipe(
+        name="rtrl",
+        begin=begin,
+        process=process,
+        idle=InfluenceState(jnp.zeros(())),
+        default_window=_default_window,
+        screen=screen,
+    )
+    return windowed_rule(
+        model,
+        loss,
+        recipe,
+        batch_size=batch_size,
+        window=window,
+        reduction=reduction,
+        example=example,
+    )
+
+
+def _size(carry: Any) -> int:
+    """How many numbers one example's carry holds."""
+    return sum(int(np.prod(leaf.shape[1:])) for leaf in jax.tree.leaves(carry))
+
+
+def _reaching(stack: Stack, params: Leaves, level: int) -> list[Path]:
+    """Paths of the parameters that reach a cell's carry: its own, and all below."""
+    paths = [path for path in params if path[:1] == ("encoder",) and stack.encoder is not None]
+    for below in range(level):
+        prefix = stack.prefixes[below]
+        paths += [path for path in params if path[: len(prefix)] == prefix]
+    cell, prefix = stack.cells[level], stack.prefixes[level]
+    own = under(params, prefix)
+    for site, reach in zip(cell.sites, cell.drives_reach, strict=True):
+        if reach:
+            paths += [prefix + site.layer.path + path for path in under(own, site.layer.path)]
+    return list(dict.fromkeys([*paths, *(prefix + path for path in sorted(cell.others_reach))]))
+
+
+def _blocks(
+    stack: Stack, params: Leaves, level: int, batch: int
+) -> dict[Path, tuple[int, ...]]:
+    """Shapes of a cell's influence, by parameter path."""
+    size = _size(stack.initial[level])
+    return {
+        path: (batch, size, *params[path].shape) for path in _reaching(stack, params, level)
+    }
+
+
+def _default_window(stack: Stack, params: Leaves, steps: int) -> int:
+    """As long as the window's posts take no more memory than the influence."""
+    rows = 1 + sum(_size(carry) for carry in stack.initial)
+    width = sum(int(np.prod(site.drive.shape[1:])) for cell in stack.cells for site in cell.sites)
+    held = sum(
+        int(np.prod(shape))
+        for level in stack.levels
+        for shape in _blocks(stack, params, level, 1).values()
+    )
+    return int(np.clip(held // max(1, rows * width), 1, 64)) if width else min(steps, 16)
+
+
+def _credit_rows(frame: Frame, ran: Any, q_y: Any) -> tuple[Leaves, list, dict]:
+    """Sends the loss, and one row for every number of every cell's carry, back through a window.
+
+    Returns:
+        The gradients that the window itself gives; for each cell, credit [K, B, n] of its entering
+        carry; and for each cell, what the window writes into its influence, [B, n, ...].
+    """
+    stack, params = frame.stack, frame.params
+    grads: Leaves = {}
+    written: dict[str, Leaves] = {stack.name(level): {} for level in stack.levels}
+    entering: list[Any] = [None] * len(stack.cells)
+    spans: dict[int, slice] = {}
+    rows = 1
+    q_y = jax.tree.map(lambda q: q[:, None], q_y)
+    for level in reversed(stack.levels):
+        cell, prefix, tape = stack.cells[level], stack.prefixes[level], ran.tapes[level]
+        own = under(params, prefix)
+        size = 0 if frame.closing else _size(stack.initial[level])
+        spans[level] = slice(rows, rows + size)
+        at_end = _identity(tape.carries, rows, size)
+        rows += size
+        credit = backward(cell, own, tape, q_y, at_end, per_example=True)
+        entering[level] = _flat(credit.carry)
+        received = pres(cell, own, tape)
+        learned = contract(cell, own, received, [post[:, 0] for post in credit.posts])
+        learned |= {path: q[0].sum(0) for path, q in credit.others.items()}
+        grads |= placed(learned, prefix)
+        if not frame.closing:
+            each = contract_each(cell, own, received, [post[:, 1:] for post in credit.posts])
+            each |= {path: q[1:] for path, q in credit.others.items()}
+            _file(stack, written, spans, placed(each, prefix))
+        if level > 0 or stack.encoder is not None:
+            q_y = input_credit(cell, own, tape, credit.posts, credit.direct)
+    if stack.encoder is not None:
+        grads |= ran.encode(jax.tree.map(lambda q: q[:, 0], q_y))
+        if not frame.closing:
+            each = ran.encode_each(jax.tree.map(lambda q: q[:, 1:], q_y))
+            _file(stack, written, spans, each)
+    return grads, [(entering[level], spans) for level in stack.levels], written
+
+
+def _identity(carries: Any, rows: int, size: int) -> Any:
+    """`rows` rows of zeros, then one row for each number of the carry: leaves [K, B, ...]."""
+    leaves, treedef = jax.tree.flatten(carries)
+    found, at = [], rows
+    for leaf in leaves:
+        count = int(np.prod(leaf.shape[2:]))
+        eye = np.eye(rows + size, count, -at) if size else np.zeros((rows, count))
+        eye = jnp.asarray(eye, leaf.dtype).reshape(-1, 1, *leaf.shape[2:])
+        found.append(jnp.broadcast_to(eye, (rows + size, *leaf.shape[1:])))
+        at += count
+    return jax.tree.unflatten(treedef, found)
+
+
+def _flat(carry: Any) -> jax.Array:
+    """Leaves [K, B, ...] side by side: [K, B, n]."""
+    return jnp.concatenate([a.reshape(*a.shape[:2], -1) for a in jax.tree.leaves(carry)], axis=-1)
+
+
+def _file(stack: Stack, written: dict, spans: dict[int, slice], each: Leaves) -> None:
+    """Sorts [K - 1, B, ...] (the loss's row left out) by the cell whose carry the rows are."""
+    for level, span in spans.items():
+        for path, rows in each.items():
+            piece = rows[span.start - 1 : span.stop - 1]
+            written[stack.name(level)][path] = jnp.moveaxis(piece, 0, 1)
+
+
+def _recalled(stack: Stack, influence: Any, entering: list) -> Leaves:
+    """What the entering carries' credit adds by way of the influence."""
+    grads: Leaves = {}
+    for level in stack.levels:
+        credit, _ = entering[level]
+        for path, held in influence[stack.name(level)].items():
+            flat = held.reshape(held.shape[0] * held.shape[1], -1)
+            found = (credit[0].reshape(-1).astype(flat.dtype) @ flat).reshape(held.shape[2:])
+            grads[path] = grads[path] + found if path in grads else found
+    return grads
+
+
+def _carried(stack: Stack, influence: Any, entering: list, written: dict) -> Any:
+    """M_T = A M_0 + M_window, block by block."""
+    new = {}
+    for level in stack.levels:
+        name = stack.name(level)
+        new[name] = {}
+        for path, held in influence[name].items():
+            total = written[name][path].astype(held.dtype)
+            for below in range(level + 1):
+                source = influence[stack.name(below)].get(path)
+                if source is None:
+                    continue
+                credit, spans = entering[below]
+                passed = jnp.moveaxis(credit[spans[level]], 0, 1)  # [B, n_level, n_below]
+                flat = source.reshape(*source.shape[:2], -1)
+                total += (passed.astype(flat.dtype) @ flat).reshape(held.shape)
+            new[name][path] = total
+    return new
