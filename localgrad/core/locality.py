@@ -132,7 +132,7 @@ def _leak(effects: Any, units: int) -> jax.Array:
         if effect.shape[-1] % units:
             leaks.append(jnp.full((), jnp.inf))
             continue
-        foreign = jnp.arange(effect.shape[-1]) % units != jnp.arange(units)[:, None]
+        foreign = jnp.arange(effect.shape[-1])[None] % units != jnp.arange(units)[:, None]
         foreign = foreign.reshape((units,) + (1,) * (effect.ndim - 2) + (-1,))
         leaks.append(jnp.max(jnp.where(foreign, jnp.abs(effect), 0)).astype(jnp.float32))
     return functools.reduce(jnp.maximum, leaks)

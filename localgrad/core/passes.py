@@ -49,18 +49,17 @@ class Tape(NamedTuple):
 
 
 class Credit(NamedTuple):
-    """What the backward pass finds.
+    """What the credit of a cell's states and outputs means for what feeds them.
 
     Attributes:
-        posts: credit of each drive, [W, K, B, D] ([W, B, D] when rows are summed).
-        others: credit of the parameters no synapse owns: summed over the window.
-        carry: credit of the carry that entered the window, leaves [K, B, N].
+        posts: credit of each drive, [W, K, B, D].
+        others: credit of the parameters that no synapse owns, summed over steps: [...] (summed over
+            rows and examples), [K, B, ...] (`per_example`) or [K, B, N] (`per_unit`).
         direct: credit of x by ways that pass no input synapse, leaves [W, K, B, ...], or None.
     """
 
     posts: list[jax.Array]
     others: Leaves
-    carry: Any
     direct: Any
 
 
@@ -87,6 +86,16 @@ def split_steps(tree: Any, steps: int) -> Any:
 def length(tree: Any) -> int:
     """The size of the leading axis."""
     return jax.tree.leaves(tree)[0].shape[0]
+
+
+def one_row(tree: Any) -> Any:
+    """[W, B, ...] -> [W, 1, B, ...], leaf by leaf: credit as a single row."""
+    return jax.tree.map(lambda a: a[:, None], tree)
+
+
+def row(tree: Any, k: int) -> Any:
+    """[W, K, B, ...] -> [W, B, ...], leaf by leaf: the k-th row."""
+    return jax.tree.map(lambda a: a[:, k], tree)
 
 
 @jax.custom_vjp
@@ -185,138 +194,227 @@ def _own_weight(kernel: jax.Array, rows: jax.Array, pre: jax.Array) -> jax.Array
     return jnp.tile(pre[..., rows], repeats) * weight.astype(pre.dtype)[None, :]
 
 
-def backward(
+def sweep(
     cell: Anatomy,
     params: Leaves,
     tape: Tape,
     q_ys: Any,
-    q_carry: Any,
+    q_end: Any,
     *,
-    cut: str = EXACT,
-    rows: dict[int, jax.Array] | None = None,
     slots: jax.Array | None = None,
     sum_rows: bool = False,
-    per_example: bool = False,
-) -> Credit:
-    """Sends K rows of credit backward through a window of one cell.
+) -> tuple[Any, Any]:
+    """Sends K rows of credit backward through a window, through every synapse.
 
     Args:
         cell: its anatomy.
         params: its parameters.
         tape: of the forward pass.
         q_ys: credit of the outputs, leaves [W, K', B, ...]; rows from K' on have none.
-        q_carry: credit of the carry that leaves the window, leaves [K, B, N].
-        cut: what recurrent synapses send back: everything (`EXACT`), nothing (`CUT`), or what each
-            unit sends to itself (`DIAGONAL`).
-        rows: for `DIAGONAL`, which entry of pre each unit is, by call number.
-        slots: [W], the row whose credit expires at each step, or None.
-        sum_rows: sum posts over the rows, [W, B, D].
-        per_example: under `EXACT`, keep `others` per row and example instead of summing.
+        q_end: credit of the carry that leaves the window, leaves [K, B, ...].
+        slots: [W], the row whose credit expires on reaching each step, or None.
+        sum_rows: sum the credit that is kept over the rows.
 
     Returns:
-        The credit of drives, other parameters, carry and x.
+        Credit of the carry that leaves each step, leaves [W, K, B, ...] (or [W, 1, B, ...]), and of
+        the one that entered the window, [K, B, ...].
     """
-    k = length(q_carry)
-    others = {path: params[path] for path in cell.others}
-    wants_x = _wants_x(cell, tape.xs)
+    k = length(q_end)
 
-    def back(so_far: tuple, now: tuple) -> tuple[tuple, tuple]:
-        q_carry, q_others = so_far
-        carry, x, drives, q_y, reset_t, slot = now
-
-        def step(carry: Any, drives: list, x_path: Any, others: Leaves) -> tuple[Any, Any]:
-            seen = x_path if wants_x else x
-            new, y = _replay(cell, params | others, cut, rows or {}, carry, seen, drives)
-            return jax.tree.map(lambda a, b: a.astype(b.dtype), new, carry), y
-
+    def back(q: Any, now: tuple) -> tuple[Any, Any]:
+        carry, x, drives, q_y, reset, slot = now
         if slot is not None:
-            q_carry = _forget(q_carry, jnp.arange(k) == slot)
-        q_y = jax.tree.map(lambda q: _padded(q, k), q_y)
-        primals = (carry, drives, x if wants_x else None)
-        if cut != EXACT:
-            pull = jax.vjp(lambda *at: step(*at, others), *primals)[1]
-            q_now = _unit_posts(lambda o: step(*primals, o), others, (q_carry, q_y))
-            q_in = jax.vmap(pull)((q_carry, q_y))
-        else:
-            pull = _pull(step, primals, others, per_example)
-            *q_in, q_now = jax.vmap(pull)((q_carry, q_y))
-            if not per_example:
-                q_now = jax.tree.map(lambda q: q.sum(0), q_now)
-        q_carry, posts, q_x = q_in
-        if reset_t is not None:
-            q_carry = _forget(q_carry, jnp.broadcast_to(reset_t, (k, *reset_t.shape)))
-        if sum_rows:
-            posts = [post.sum(0) for post in posts]
-        q_others = jax.tree.map(lambda a, b: a + b.astype(a.dtype), q_others, q_now)
-        return (q_carry, q_others), (posts, q_x)
+            q = _forget(q, jnp.arange(k) == slot)
+        left = jax.tree.map(lambda a: a.sum(0, keepdims=True), q) if sum_rows else q
+        _, pull = jax.vjp(lambda c: _replay(cell, params, EXACT, {}, c, x, drives), carry)
+        (q,) = jax.vmap(pull)((q, jax.tree.map(lambda a: _padded(a, k), q_y)))
+        if reset is not None:
+            q = _forget(q, jnp.broadcast_to(reset, (k, *reset.shape)))
+        return q, left
 
-    batch = jax.tree.leaves(q_carry)[0].shape[1]
-    if cut != EXACT:
-        lead = {path: (k, batch, _units(q_carry)) for path in others}
-    elif per_example:
-        lead = {path: (k, batch, *leaf.shape) for path, leaf in others.items()}
-    else:
-        lead = {path: leaf.shape for path, leaf in others.items()}
-    start = {path: jnp.zeros(lead[path], accumulator(leaf)) for path, leaf in others.items()}
     along = (tape.carries, tape.xs, tape.drives, q_ys, tape.reset, slots)
-    (q_carry, q_others), (posts, q_x) = jax.lax.scan(back, (q_carry, start), along, reverse=True)
-    return Credit(posts, q_others, q_carry, q_x)
+    q_start, left = jax.lax.scan(back, q_end, along, reverse=True)
+    return left, q_start
 
 
-def instant(
-    cell: Anatomy, params: Leaves, tape: Tape, q_ys: Any
-) -> tuple[list[jax.Array], Leaves, Any]:
-    """Sends credit from the outputs back through the same time step only, all W steps at once.
+def sweep_units(
+    cell: Anatomy,
+    params: Leaves,
+    tape: Tape,
+    q_ys: Any,
+    live: list[int],
+    probes: int,
+    cut: str,
+    entries: dict[int, jax.Array] | None,
+) -> tuple[Any, list[jax.Array]]:
+    """Sends credit backward through the unit dynamics alone: a linear recursion for each unit.
+
+    Row 0 is the loss. Each of the `probes` rows after it starts as ones on one live carry leaf at
+    the window's end, so that it becomes that leaf's derivative for the past.
 
     Args:
         cell: its anatomy.
         params: its parameters.
         tape: of the forward pass.
         q_ys: credit of the outputs, leaves [W, B, ...].
+        live: the S carry leaves through which a unit remembers.
+        probes: S, or 0 for the loss alone.
+        cut: `CUT` or `DIAGONAL`.
+        entries: for `DIAGONAL`, which entry of pre each unit is, by call number.
 
     Returns:
-        The posts [W, B, D], the credit of `others` summed over steps and examples, and the credit
-        of x by ways that pass no input synapse, leaves [W, B, ...] or None.
+        Credit of the carry that leaves each step, leaves [W, K, B, N], and of the live leaves that
+        entered the window, S of [K, B, N].
     """
-    steps = length(tape.xs)
-    others = {path: params[path] for path in cell.others}
-    wants_x = _wants_x(cell, tape.xs)
+    steps = length(tape.ys)
     carry, x, drives = merge_steps((tape.carries, tape.xs, tape.drives))
+    leaves, treedef = jax.tree.flatten(carry)
 
-    def step(drives: list, x_path: Any, others: Leaves) -> Any:
-        seen = x_path if wants_x else x
-        return _replay(cell, params | others, EXACT, {}, carry, seen, drives)[1]
+    def step(*alive: jax.Array) -> tuple[list, Any]:
+        full = list(leaves)
+        for k, leaf in zip(live, alive, strict=True):
+            full[k] = leaf
+        whole = jax.tree.unflatten(treedef, full)
+        new, y = _replay(cell, params, cut, entries or {}, whole, x, drives)
+        return [jax.tree.leaves(new)[k] for k in live], y
 
-    pull = jax.vjp(step, drives, x if wants_x else None, others)[1]
-    posts, q_x, q_others = pull(merge_steps(q_ys))
-    return split_steps(posts, steps), q_others, split_steps(q_x, steps)
+    (out, y), pull = jax.vjp(step, *(leaves[k] for k in live))
+    none, still = [jnp.zeros_like(leaf) for leaf in out], jax.tree.map(jnp.zeros_like, y)
+    entering = pull((none, merge_steps(q_ys)))  # what the outputs say of the carry, S of [WB, N]
+    jacobian = [
+        pull(([jnp.ones_like(leaf) if j == i else leaf for j, leaf in enumerate(none)], still))
+        for i in range(len(live))
+    ]  # [i][j]: how leaf i of the new carry feels leaf j of the old, [WB, N]
+    if tape.reset is not None:
+        flat = tape.reset.reshape(-1)
+        entering, jacobian = _forget(entering, flat), _forget(jacobian, flat)
+    entering, jacobian = split_steps((entering, jacobian), steps)
+
+    def back(q: tuple, now: tuple) -> tuple[tuple, tuple]:
+        entering, jacobian = now
+        new = tuple(
+            sum(row[j][None] * q_i for row, q_i in zip(jacobian, q, strict=True))
+            + _padded(entering[j][None], 1 + probes)
+            for j in range(len(live))
+        )
+        return new, q
+
+    ends = tuple(
+        jnp.stack([jnp.full(a.shape[1:], float(i == r), a.dtype) for r in range(-1, probes)])
+        for i, a in enumerate(entering)
+    )
+    q_start, left = jax.lax.scan(back, ends, (entering, jacobian), reverse=True)
+    every = [
+        left[live.index(k)]
+        if k in live
+        else jnp.zeros((steps, 1 + probes, *leaf.shape[1:]), leaf.dtype)
+        for k, leaf in enumerate(jax.tree.leaves(tape.carries))
+    ]
+    return jax.tree.unflatten(treedef, every), list(q_start)
 
 
-def input_credit(cell: Anatomy, params: Leaves, tape: Tape, posts: list, direct: Any) -> Any:
-    """The credit of a cell's input x: through its input synapses, and `direct`ly.
+def assign(
+    cell: Anatomy,
+    params: Leaves,
+    tape: Tape,
+    q_ys: Any,
+    left: Any = None,
+    *,
+    per_example: bool = False,
+    per_unit: bool = False,
+) -> Credit:
+    """What the credit of each step's outputs and new carry means within that step, all W at once.
 
     Args:
         cell: its anatomy.
         params: its parameters.
         tape: of the forward pass.
-        posts: credit of each drive, [W, ..., B, D].
-        direct: credit of x by other ways, leaves [W, ..., B, I], or None.
+        q_ys: credit of the outputs, leaves [W, K', B, ...]; rows from K' on have none.
+        left: credit of the carry that leaves each step, leaves [W, K, B, ...], or None for none.
+        per_example: keep the credit of other parameters per row and example.
+        per_unit: keep it per row, example and unit.
 
     Returns:
-        Credit of x, leaves [W, ..., B, I].
+        The credit of drives, other parameters and x.
     """
-    steps = length(tape.xs)
-    pull = jax.vjp(lambda x: drive_inputs(cell, params, x), merge_steps(tape.xs))[1]
+    others = {path: params[path] for path in cell.others}
+    wants_x = _wants_x(cell, tape.xs)
+    count = length(jax.tree.leaves(q_ys)[0][0] if left is None else jax.tree.leaves(left)[0][0])
+    q_ys = jax.tree.map(lambda q: _padded(jnp.moveaxis(q, 1, 0), count), q_ys)
+    credit = q_ys if left is None else (jax.tree.map(lambda q: jnp.moveaxis(q, 1, 0), left), q_ys)
+    credit = jax.tree.map(lambda q: q.reshape(count, -1, *q.shape[3:]), credit)
+    carry, x, drives = merge_steps((tape.carries, tape.xs, tape.drives))
 
-    def one_row(posts: dict[int, jax.Array]) -> Any:
-        return split_steps(pull(merge_steps(posts))[0], steps)
+    def step(carry: Any, x: Any, drives: list, x_path: Any, others: Leaves) -> Any:
+        seen = x_path if wants_x else x
+        new, y = _replay(cell, params | others, EXACT, {}, carry, seen, drives)
+        if left is None:
+            return y
+        return jax.tree.map(lambda a, b: a.astype(b.dtype), new, carry), y
 
-    given = {i: posts[i] for i, site in enumerate(cell.sites) if site.role == INPUT}
+    x_path = x if wants_x else None
+    _, pull = jax.vjp(lambda d, p, o: step(carry, x, d, p, o), drives, x_path, others)
+    posts, direct, q_others = jax.vmap(pull)(credit)
+    steps = length(tape.ys)
+    if per_unit:
+        at = (carry, x, drives, x_path)
+        q_others = _per_unit(lambda o: step(*at, o), others, credit, steps)
+    elif per_example and others:
+        q_others = _per_example(step, (carry, x, drives, x_path), others, credit, steps)
+    else:
+        q_others = jax.tree.map(lambda q: q.sum(0), q_others)
+    posts, direct = jax.tree.map(
+        lambda q: jnp.moveaxis(q.reshape(count, steps, -1, *q.shape[2:]), 0, 1), (posts, direct)
+    )
+    return Credit(posts, q_others, direct)
+
+
+def _per_example(step: Any, at: tuple, others: Leaves, credit: Any, steps: int) -> Leaves:
+    """Credit of the other parameters for each row and example, [K, B, ...]."""
+
+    def one(at: tuple, credit: Any) -> Leaves:
+        return jax.vjp(lambda o: step(*at, o), others)[1](credit)[0]
+
+    by_example = jax.vmap(one, in_axes=1)
+    at = split_steps(at, steps)
+    credit = jax.tree.map(lambda q: q.reshape(len(q), steps, -1, *q.shape[2:]), credit)
+    return jax.vmap(by_example, in_axes=(None, 0))(at, credit)
+
+
+def _per_unit(step: Any, others: Leaves, credit: Any, steps: int) -> Leaves:
+    """Credit of each unit parameter for each row, example and unit, [K, B, N].
+
+    A unit parameter touches its own unit only, so one tangent of ones shows every unit's response.
+    """
+    found = {}
+    for path, leaf in others.items():
+        along = (leaf,), (jnp.ones_like(leaf),)
+        _, response = jax.jvp(lambda v, path=path: step(others | {path: v}), *along)
+        felt = sum(jax.tree.leaves(jax.tree.map(lambda q, r: q * r[None], credit, response)))
+        found[path] = felt.reshape(felt.shape[0], steps, -1, felt.shape[-1]).sum(1)
+    return found
+
+
+def input_credit(cell: Anatomy, params: Leaves, tape: Tape, credit: Credit) -> Any:
+    """The credit of a cell's input x, through its input synapses and directly.
+
+    Args:
+        cell: its anatomy.
+        params: its parameters.
+        tape: of the forward pass.
+        credit: of its drives and of x.
+
+    Returns:
+        Credit of x, leaves [W, K, B, ...].
+    """
+    given = {i: credit.posts[i] for i, s in enumerate(cell.sites) if s.role == INPUT}
     if not given:
-        return direct
-    by_row = any(posts[i].ndim > tape.drives[i].ndim for i in given)
-    q_x = jax.vmap(one_row, 1, 1)(given) if by_row else one_row(given)
-    return q_x if direct is None else jax.tree.map(jnp.add, q_x, direct)
+        return credit.direct
+    steps = length(tape.ys)
+    pull = jax.vjp(lambda x: drive_inputs(cell, params, x), merge_steps(tape.xs))[1]
+    one_row = lambda posts: split_steps(pull(merge_steps(posts))[0], steps)  # noqa: E731
+    q_x = jax.vmap(one_row, 1, 1)(given)
+    return q_x if credit.direct is None else jax.tree.map(jnp.add, q_x, credit.direct)
 
 
 def pres(cell: Anatomy, params: Leaves, tape: Tape) -> list[jax.Array]:
@@ -368,38 +466,6 @@ def _wants_x(cell: Anatomy, xs: Any) -> bool:
     return floating and (
         cell.reads_x or any(site.reads_x and site.role != INPUT for site in cell.sites)
     )
-
-
-def _pull(step: Any, primals: tuple, others: Leaves, per_example: bool) -> Any:
-    """The VJP of a step for its primals and the other parameters, those per example if asked."""
-    if not per_example or not others:
-        return jax.vjp(step, *primals, others)[1]
-    batch = jax.tree.leaves(primals)[0].shape[0]
-
-    def one(*args: Any) -> Any:
-        *at, others = args
-        out = step(*jax.tree.map(lambda a: a[None], tuple(at)), others)
-        return jax.tree.map(lambda a: a[0], out)
-
-    copies = {p: jnp.broadcast_to(leaf, (batch, *leaf.shape)) for p, leaf in others.items()}
-    return jax.vjp(jax.vmap(one), *primals, copies)[1]
-
-
-def _unit_posts(step: Any, others: Leaves, credit: Any) -> Leaves:
-    """Credit of each unit parameter per row, example and unit, [K, B, N].
-
-    A unit parameter touches its own unit only, so one tangent of ones shows every unit's response.
-    """
-    found = {}
-    for path, leaf in others.items():
-        response = jax.jvp(lambda v, path=path: step(others | {path: v}), (leaf,), (jnp.ones_like(leaf),))
-        felt = jax.tree.map(lambda q, r: q * r[None], credit, response[1])
-        found[path] = sum(jax.tree.leaves(felt))
-    return found
-
-
-def _units(q_carry: Any) -> int:
-    return jax.tree.leaves(q_carry)[0].shape[-1]
 
 
 def _forget(credit: Any, where: jax.Array) -> Any:

@@ -7,8 +7,17 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from localgrad.core.params import Leaves, accumulator, added, placed, under
-from localgrad.core.passes import Tape, backward, contract, input_credit, instant, length, pres
+from localgrad.core.params import Leaves, added, placed, under
+from localgrad.core.passes import (
+    Tape,
+    assign,
+    contract,
+    input_credit,
+    length,
+    one_row,
+    pres,
+    sweep,
+)
 from localgrad.core.rule import Frame, LearningRule, Loss, Recipe, Window, windowed_rule
 from localgrad.core.stack import Stack, run
 
@@ -158,33 +167,28 @@ def _unroll_back(
         slots = jnp.arange(steps) % horizon
     rows = 1 if slots is None else horizon
     grads: Leaves = {}
-    if not instantly:
-        q_y = jax.tree.map(lambda q: _in_rows(q, slots, rows), q_y)
+    q_y = one_row(q_y) if slots is None else jax.tree.map(lambda q: _in_rows(q, slots, rows), q_y)
     for level in reversed(stack.levels):
         cell, prefix, tape = stack.cells[level], stack.prefixes[level], tapes[level]
         own = under(params, prefix)
         below = level > 0 or stack.encoder is not None
-        if instantly:
-            posts, others, direct = instant(cell, own, tape, q_y)
-            learned = posts
-        else:
+        left = None
+        if not instantly:
             at_end = jax.tree.map(lambda a: jnp.zeros((rows, *a.shape[1:]), a.dtype), tape.carries)
-            credit = backward(cell, own, tape, q_y, at_end, slots=slots, sum_rows=not below)
-            posts, others, direct = credit.posts, credit.others, credit.direct
-            learned = [post.sum(1) for post in posts] if below else posts
-        found = contract(cell, own, pres(cell, own, tape), learned) | others
+            left, _ = sweep(cell, own, tape, q_y, at_end, slots=slots, sum_rows=not below)
+        if not below:
+            q_y = jax.tree.map(lambda q: q.sum(1, keepdims=True), q_y)
+        credit = assign(cell, own, tape, q_y, left)
+        learned = [post.sum(1) for post in credit.posts]
+        found = contract(cell, own, pres(cell, own, tape), learned) | credit.others
         grads |= placed(found, prefix)
         if below:
-            q_y = input_credit(cell, own, tape, posts, direct)
-    if not instantly and stack.encoder is not None:
-        q_y = jax.tree.map(lambda q: q.sum(1), q_y)
-    return grads, q_y
+            q_y = input_credit(cell, own, tape, credit)
+    return grads, jax.tree.map(lambda q: q.sum(1), q_y)
 
 
-def _in_rows(q: jax.Array, slots: jax.Array | None, rows: int) -> jax.Array:
+def _in_rows(q: jax.Array, slots: jax.Array, rows: int) -> jax.Array:
     """[W, B, ...] -> [W, K, B, ...], each step's credit in its own row."""
-    if slots is None:
-        return q[:, None]
     here = slots[:, None] == jnp.arange(rows)
     return jnp.where(here.reshape(*here.shape, *(1,) * (q.ndim - 1)), q[:, None], 0)
 

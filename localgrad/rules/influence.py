@@ -11,12 +11,15 @@ import numpy as np
 from localgrad.core.params import Leaves, Path, accumulator, added, placed, under
 from localgrad.core.passes import (
     DIAGONAL,
-    backward,
+    assign,
     contract,
     contract_each,
     input_credit,
     length,
+    one_row,
     pres,
+    row,
+    sweep,
 )
 from localgrad.core.rule import Frame, LearningRule, Loss, Recipe, Window, windowed_rule
 from localgrad.core.stack import Stack, run
@@ -200,7 +203,7 @@ def _credit_rows(frame: Frame, ran: Any, q_y: Any) -> tuple[Leaves, list, dict]:
     entering: list[Any] = [None] * len(stack.cells)
     spans: dict[int, slice] = {}
     rows = 1
-    q_y = jax.tree.map(lambda q: q[:, None], q_y)
+    q_y = one_row(q_y)
     for level in reversed(stack.levels):
         cell, prefix, tape = stack.cells[level], stack.prefixes[level], ran.tapes[level]
         own = under(params, prefix)
@@ -208,10 +211,11 @@ def _credit_rows(frame: Frame, ran: Any, q_y: Any) -> tuple[Leaves, list, dict]:
         spans[level] = slice(rows, rows + size)
         at_end = _identity(tape.carries, rows, size)
         rows += size
-        credit = backward(cell, own, tape, q_y, at_end, per_example=True)
-        entering[level] = _flat(credit.carry)
+        left, q_start = sweep(cell, own, tape, q_y, at_end)
+        credit = assign(cell, own, tape, q_y, left, per_example=True)
+        entering[level] = _flat(q_start)
         received = pres(cell, own, tape)
-        learned = contract(cell, own, received, [post[:, 0] for post in credit.posts])
+        learned = contract(cell, own, received, row(credit.posts, 0))
         learned |= {path: q[0].sum(0) for path, q in credit.others.items()}
         grads |= placed(learned, prefix)
         if not frame.closing:
@@ -219,9 +223,9 @@ def _credit_rows(frame: Frame, ran: Any, q_y: Any) -> tuple[Leaves, list, dict]:
             each |= {path: q[1:] for path, q in credit.others.items()}
             _file(stack, written, spans, placed(each, prefix))
         if level > 0 or stack.encoder is not None:
-            q_y = input_credit(cell, own, tape, credit.posts, credit.direct)
+            q_y = input_credit(cell, own, tape, credit)
     if stack.encoder is not None:
-        grads |= ran.encode(jax.tree.map(lambda q: q[:, 0], q_y))
+        grads |= ran.encode(row(q_y, 0))
         if not frame.closing:
             each = ran.encode_each(jax.tree.map(lambda q: q[:, 1:], q_y))
             _file(stack, written, spans, each)
