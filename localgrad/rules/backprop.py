@@ -189,7 +189,7 @@ def _unroll_back(
 
 def _in_rows(q: jax.Array, slots: jax.Array, rows: int) -> jax.Array:
     """[W, B, ...] -> [W, K, B, ...], each step's credit in its own row."""
-    here = slots[:, None] == jnp.arange(rows)
+    here = slots[:, None] == jnp.arange(rows)[None]
     return jnp.where(here.reshape(*here.shape, *(1,) * (q.ndim - 1)), q[:, None], 0)
 
 
