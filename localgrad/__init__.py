@@ -4,6 +4,7 @@ from localgrad.cells.rate import RateCell
 from localgrad.core.modules import from_nnx
 from localgrad.core.network import Network
 from localgrad.core.rule import Batch, LearningRule
+from localgrad.diagnostics import Alignment, compare
 from localgrad.rules.backprop import bptt, tbptt
 from localgrad.rules.eligibility import eprop, rflo
 from localgrad.rules.influence import rtrl, snap

@@ -46,11 +46,11 @@ def compare(updates: Any, reference: Any) -> dict[str, Alignment]:
 
     Example:
         >>> import jax.numpy as jnp, localgrad
-        >>> exact = {'cells_0': jnp.array([3.0, 4.0]), 'readout': jnp.array([1.0])}
-        >>> local = {'cells_0': jnp.array([4.0, 3.0]), 'readout': jnp.array([0.0])}
+        >>> exact = {"cells_0": jnp.array([3.0, 4.0]), "readout": jnp.array([1.0])}
+        >>> local = {"cells_0": jnp.array([4.0, 3.0]), "readout": jnp.array([0.0])}
         >>> result = localgrad.compare(local, exact)
         >>> for group, (cosine, norm_ratio) in result.items():
-        ...     print(f'{group}: cosine {cosine:.2f}, norm ratio {norm_ratio:.2f}')
+        ...     print(f"{group}: cosine {cosine:.2f}, norm ratio {norm_ratio:.2f}")
         cells_0: cosine 0.96, norm ratio 1.00
         readout: cosine 0.00, norm ratio 0.00
         all: cosine 0.92, norm ratio 0.98
