@@ -47,18 +47,23 @@ def tried(cell: Anatomy, params: Leaves, carry: Any, x: Any) -> Findings:
     flat, treedef = jax.tree.flatten((carry, x))
     shapes = tuple((a.shape[1:], jnp.dtype(a.dtype).name) for a in flat)
     leaves = tuple((path, leaf.shape, jnp.dtype(leaf.dtype).name) for path, leaf in params.items())
-    with jax.ensure_compile_time_eval():
-        found = _trial(cell.module, leaves, shapes, treedef)
-        return jax.tree.map(np.asarray, found)
+    return _findings(cell.module, leaves, shapes, treedef)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def _trial(module: Module, leaves: tuple, shapes: tuple, treedef: Any) -> Findings:
+@functools.lru_cache(maxsize=256)
+def _findings(module: Module, leaves: tuple, shapes: tuple, treedef: Any) -> Findings:
     draw = _Draws()
     params = {path: draw.weights(shape, dtype) for path, shape, dtype in leaves}
     carry, x = jax.tree.unflatten(
         treedef, [draw.values((POINTS, *shape), dtype) for shape, dtype in shapes]
     )
+    # Compiled ahead and called with plain numbers, it is no part of what is being traced now.
+    trial = jax.jit(functools.partial(_trial, module)).lower(params, carry, x).compile()
+    return jax.tree.map(np.asarray, trial(params, carry, x))
+
+
+def _trial(module: Module, params: Leaves, carry: Any, x: Any) -> Findings:
+    draw = _Draws()
     cell = dissect(module, params, carry, x)
     drives = [draw.values(site.drive.shape, site.drive.dtype) for site in cell.sites]
     others = {path: params[path] for path in cell.others}
@@ -114,15 +119,14 @@ class _Draws:
     def __init__(self) -> None:
         self.rng = np.random.default_rng(0)
 
-    def values(self, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+    def values(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
         if not jnp.issubdtype(dtype, jnp.inexact):
-            return jnp.zeros(shape, dtype)
-        return jnp.asarray(self.rng.normal(size=shape), dtype)
+            return np.zeros(shape, dtype)
+        return self.rng.normal(size=shape).astype(dtype)
 
-    def weights(self, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-        return jnp.asarray(self.rng.uniform(0.1, 0.9, size=shape), dtype) / max(
-            1, shape[0] if len(shape) > 1 else 1
-        )
+    def weights(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+        fan_in = shape[0] if len(shape) > 1 else 1
+        return (self.rng.uniform(0.1, 0.9, size=shape) / max(1, fan_in)).astype(dtype)
 
 
 def _leak(effects: Any, units: int) -> jax.Array:
