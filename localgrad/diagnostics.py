@@ -53,7 +53,7 @@ def compare(updates: Any, reference: Any) -> dict[str, Alignment]:
         ...     print(f"{group}: cosine {cosine:.2f}, norm ratio {norm_ratio:.2f}")
         cells_0: cosine 0.96, norm ratio 1.00
         readout: cosine 0.00, norm ratio 0.00
-        all: cosine 0.92, norm ratio 0.98
+        all: cosine 0.94, norm ratio 0.98
     """
     _check_alike(updates, reference)
     groups = dict(updates) if isinstance(updates, Mapping) else {}

@@ -91,19 +91,18 @@ class RateCell(nn.RNNCellBase):
             param_dtype=self.param_dtype,
             kernel_init=self.recurrent_kernel_init,
         )(carry)
-        alpha = self._leak().astype(drive.dtype)
-        alpha = jnp.broadcast_to(alpha, drive.shape)
+        alpha = jnp.broadcast_to(self._leak(drive.dtype), drive.shape)
         carry = (1 - alpha) * carry + alpha * self.activation(drive)
         return carry, carry
 
-    def _leak(self) -> jax.Array:
+    def _leak(self, dtype: Any) -> jax.Array:
         if not self.learn_alpha:
-            return jnp.asarray(self.alpha, jnp.promote_types(self.param_dtype, jnp.float32))
+            return jnp.asarray(self.alpha, dtype)
 
         def init(_, shape, dtype):
             return jnp.broadcast_to(jnp.asarray(self.alpha, dtype), shape)
 
-        return self.param("alpha", init, (self.features,), self.param_dtype)
+        return self.param("alpha", init, (self.features,), self.param_dtype).astype(dtype)
 
     @nn.nowrap
     def initialize_carry(self, rng: jax.Array, input_shape: tuple[int, ...]) -> jax.Array:

@@ -231,20 +231,25 @@ def require_constant_leak(cell: Anatomy, found: Findings, name: str, rule: str) 
         )
 
 
-def own_entries(cell: Anatomy, found: Findings, name: str) -> dict[int, jax.Array]:
-    """For each recurrent synapse, which entry of pre each unit is; raises if that is not one."""
+def own_entries(cell: Anatomy, found: Findings, name: str) -> dict[int, tuple[int, int]]:
+    """Where the units lie in the pre of each recurrent synapse: the entry of unit 0, and N.
+
+    Raises:
+        ValueError: if they are not N entries in a row, or the synapse has no kernel to read.
+    """
     entries = {}
     for i, site in enumerate(cell.sites):
         if site.role != RECURRENT:
             continue
         felt = found.pres[i] > 0
-        if site.layer.kind not in ("Dense", "Linear") or not (
-            (felt.sum(1) == 1).all() and (felt.sum(0) <= 1).all()
-        ):
+        units = len(felt)
+        start = int(felt[0].argmax())
+        in_a_row = felt.sum() == units and np.diagonal(felt, start).sum() == units
+        if site.layer.kind not in ("Dense", "Linear") or not in_a_row:
             raise ValueError(
                 f"snap cannot credit {name} ({cell.module.name}): layer "
-                f"{'/'.join(site.layer.path)} ({site.layer.kind}) does not see each unit as one "
-                "entry of its input, so it has no diagonal. Use localgrad.eprop."
+                f"{'/'.join(site.layer.path)} ({site.layer.kind}) does not receive the units as "
+                "entries in a row, so it has no diagonal. Use localgrad.eprop."
             )
-        entries[i] = jnp.asarray(felt.argmax(1))
+        entries[i] = (start, units)
     return entries

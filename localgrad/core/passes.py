@@ -29,6 +29,9 @@ from localgrad.core.synapses import (
 
 EXACT, CUT, DIAGONAL = "exact", "cut", "diagonal"
 
+Entries = dict[int, tuple[int, int]]
+"""By call number of a recurrent synapse: the entry of pre that is unit 0, and N."""
+
 
 class Tape(NamedTuple):
     """What the forward pass of one cell leaves for the backward pass.
@@ -163,7 +166,7 @@ def drive_inputs(cell: Anatomy, params: Leaves, x: Any) -> dict[int, jax.Array]:
 
 
 def _replay(
-    cell: Anatomy, params: Leaves, cut: str, rows: dict[int, Any], carry: Any, x: Any, drives: list
+    cell: Anatomy, params: Leaves, cut: str, entries: Entries, carry: Any, x: Any, drives: list
 ) -> tuple[Any, Any]:
     """One step from its saved drives; recurrent synapses pass credit as `cut` says."""
     frozen = None
@@ -180,18 +183,21 @@ def _replay(
         if site.reads_x:
             drive = graft(drive, layer.apply(own, frozen[i]))
         if cut == DIAGONAL:
-            drive = graft(drive, _own_weight(own[("kernel",)], rows[i], pre))
+            drive = graft(drive, _own_weight(own[("kernel",)], *entries[i], pre))
         return drive
 
     return respond_to(cell.module, params, carry, x, respond)
 
 
-def _own_weight(kernel: jax.Array, rows: jax.Array, pre: jax.Array) -> jax.Array:
-    """What each unit sends to itself: the diagonal of each [N, N] block of the kernel."""
-    columns = kernel.shape[-1]
-    repeats = columns // rows.shape[0]
-    weight = kernel[jnp.tile(rows, repeats), jnp.arange(columns)]
-    return jnp.tile(pre[..., rows], repeats) * weight.astype(pre.dtype)[None, :]
+def _own_weight(kernel: jax.Array, start: int, units: int, pre: jax.Array) -> jax.Array:
+    """What each unit sends to itself: the diagonal of each [N, N] block of the kernel.
+
+    The units are the entries `start`, `start + 1`, ... of pre.
+    """
+    blocks = kernel.shape[-1] // units
+    square = kernel[start : start + units].reshape(units, blocks, units)
+    weight = jnp.diagonal(square, axis1=0, axis2=2).reshape(1, -1).astype(pre.dtype)
+    return jnp.tile(pre[..., start : start + units], blocks) * weight
 
 
 def sweep(
@@ -245,7 +251,7 @@ def sweep_units(
     live: list[int],
     probes: int,
     cut: str,
-    entries: dict[int, jax.Array] | None,
+    entries: Entries,
 ) -> tuple[Any, list[jax.Array]]:
     """Sends credit backward through the unit dynamics alone: a linear recursion for each unit.
 
@@ -260,7 +266,7 @@ def sweep_units(
         live: the S carry leaves through which a unit remembers.
         probes: S, or 0 for the loss alone.
         cut: `CUT` or `DIAGONAL`.
-        entries: for `DIAGONAL`, which entry of pre each unit is, by call number.
+        entries: for `DIAGONAL`, where the units lie in pre.
 
     Returns:
         Credit of the carry that leaves each step, leaves [W, K, B, N], and of the live leaves that
@@ -275,7 +281,7 @@ def sweep_units(
         for k, leaf in zip(live, alive, strict=True):
             full[k] = leaf
         whole = jax.tree.unflatten(treedef, full)
-        new, y = _replay(cell, params, cut, entries or {}, whole, x, drives)
+        new, y = _replay(cell, params, cut, entries, whole, x, drives)
         return [jax.tree.leaves(new)[k] for k in live], y
 
     (out, y), pull = jax.vjp(step, *(leaves[k] for k in live))
@@ -425,7 +431,7 @@ def pres(cell: Anatomy, params: Leaves, tape: Tape) -> list[jax.Array]:
 
 
 def contract(cell: Anatomy, params: Leaves, received: list, posts: list) -> Leaves:
-    """What the synapses learn: each layer's own VJP on its (pre, post), over all leading axes.
+    """What the synapses learn: each layer's own VJP on its (pre, post), summed over W and B.
 
     Args:
         cell: its anatomy.
@@ -436,6 +442,26 @@ def contract(cell: Anatomy, params: Leaves, received: list, posts: list) -> Leav
     Returns:
         A gradient for every leaf that a synapse owns, at least float32.
     """
+    return _outer(cell, params, merge_steps(received), merge_steps(posts))
+
+
+def contract_each(cell: Anatomy, params: Leaves, received: list, posts: list) -> Leaves:
+    """`contract` for each row and example: posts [W, K, B, D] give leaves [K, B, ...]."""
+    if not posts:
+        return {}
+    # Examples first, and fixed so: XLA on CPU would otherwise transpose one factor, at 3x the time.
+    received, posts = jax.lax.optimization_barrier(
+        (
+            [jnp.moveaxis(pre, 1, 0) for pre in received],
+            [jnp.moveaxis(post, (2, 0), (0, 1)) for post in posts],
+        )
+    )
+    by_row = jax.vmap(lambda pre, post: _outer(cell, params, pre, post), (None, 1))
+    return jax.vmap(by_row, out_axes=1)(received, posts)
+
+
+def _outer(cell: Anatomy, params: Leaves, received: list, posts: list) -> Leaves:
+    """The layers' VJPs on (pre, post) with one leading axis, which they sum over."""
     grads: Leaves = {}
     for site, pre, post in zip(cell.sites, received, posts, strict=True):
         own = {p: v.astype(accumulator(v)) for p, v in under(params, site.layer.path).items()}
@@ -444,20 +470,6 @@ def contract(cell: Anatomy, params: Leaves, received: list, posts: list) -> Leav
         for path, grad in placed(found, site.layer.path).items():
             grads[path] = grads[path] + grad if path in grads else grad
     return grads
-
-
-def contract_each(cell: Anatomy, params: Leaves, received: list, posts: list) -> Leaves:
-    """`contract` for each row and example: posts [W, K, B, D] give leaves [K, B, ...]."""
-    if not posts:
-        return {}
-    one_example = jax.vmap(
-        lambda pre, post: contract(cell, params, _lone(pre), _lone(post)), in_axes=1
-    )
-    return jax.vmap(one_example, in_axes=(None, 1))(received, posts)
-
-
-def _lone(arrays: list) -> list:
-    return [a[:, None] for a in arrays]
 
 
 def _wants_x(cell: Anatomy, xs: Any) -> bool:

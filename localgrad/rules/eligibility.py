@@ -19,6 +19,7 @@ from localgrad.core.params import Leaves, accumulator, added, placed, under
 from localgrad.core.passes import (
     CUT,
     DIAGONAL,
+    Entries,
     Tape,
     assign,
     contract,
@@ -86,7 +87,7 @@ def local_recipe(
             own, tape = under(params, prefix), ran.tapes[level]
             if state.feedback is not None:
                 q_y = q_out @ state.feedback[name].astype(q_out.dtype).T
-            method = _Method(cut, _entries(stack, params, level) if cut == DIAGONAL else None)
+            method = _Method(cut, _entries(stack, params, level) if cut == DIAGONAL else {})
             found, eligibility[name] = _learn_cell(
                 cell, own, tape, q_y, eligibility[name], method, frame.opening, frame.closing
             )
@@ -128,10 +129,10 @@ class _Method(NamedTuple):
     """How credit passes the recurrent synapses: `CUT`, or `DIAGONAL` with each unit's entries."""
 
     cut: str
-    entries: dict[int, jax.Array] | None
+    entries: Entries
 
 
-def _entries(stack: Stack, params: Leaves, level: int) -> dict[int, jax.Array]:
+def _entries(stack: Stack, params: Leaves, level: int) -> Entries:
     cell = stack.cells[level]
     own = under(params, stack.prefixes[level])
     found = tried(cell, own, stack.initial[level], stack.fed[level])
