@@ -1,0 +1,1 @@
+"""Experiments with localgrad: `python -m experiments NAME`, or `--help` for their names."""
