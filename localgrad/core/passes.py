@@ -442,7 +442,7 @@ def contract(cell: Anatomy, params: Leaves, received: list, posts: list) -> Leav
     Returns:
         A gradient for every leaf that a synapse owns, at least float32.
     """
-    return _outer(cell, params, merge_steps(received), merge_steps(posts))
+    return outer(cell, params, merge_steps(received), merge_steps(posts))
 
 
 def contract_each(cell: Anatomy, params: Leaves, received: list, posts: list) -> Leaves:
@@ -456,12 +456,22 @@ def contract_each(cell: Anatomy, params: Leaves, received: list, posts: list) ->
             [jnp.moveaxis(post, (2, 0), (0, 1)) for post in posts],
         )
     )
-    by_row = jax.vmap(lambda pre, post: _outer(cell, params, pre, post), (None, 1))
+    by_row = jax.vmap(lambda pre, post: outer(cell, params, pre, post), (None, 1))
     return jax.vmap(by_row, out_axes=1)(received, posts)
 
 
-def _outer(cell: Anatomy, params: Leaves, received: list, posts: list) -> Leaves:
-    """The layers' VJPs on (pre, post) with one leading axis, which they sum over."""
+def outer(cell: Anatomy, params: Leaves, received: list, posts: list) -> Leaves:
+    """The layers' VJPs on (pre, post) with one leading axis, which they sum over.
+
+    Args:
+        cell: its anatomy.
+        params: its parameters.
+        received: pre of each synapse call, [M, ...].
+        posts: credit of each drive, [M, D].
+
+    Returns:
+        A gradient for every leaf that a synapse owns, at least float32.
+    """
     grads: Leaves = {}
     for site, pre, post in zip(cell.sites, received, posts, strict=True):
         own = {p: v.astype(accumulator(v)) for p, v in under(params, site.layer.path).items()}

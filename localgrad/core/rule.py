@@ -219,6 +219,11 @@ def windowed_rule(
     return LearningRule(init, update)
 
 
+def even_window(steps: int, most: int = 64) -> int:
+    """At most `most` steps, and if possible a divisor of `steps` so that no short window remains."""
+    return next((w for w in range(min(most, steps), most // 2, -1) if steps % w == 0), most)
+
+
 def over_windows(
     body: Callable[..., Any], acc: Any, batch: Batch, weight: Any, size: int, alone: bool
 ) -> Any:

@@ -156,7 +156,6 @@ class Pass(NamedTuple):
         tapes: each cell's tape.
         outputs: the model's outputs, leaves [W, B, ...].
         encode: credit of the first cell's input [W, B, ...] -> the encoder's gradient.
-        encode_each: the same by row and example: [W, K, B, ...] -> leaves [K, B, ...].
         read: credit of the outputs -> (the readout's gradient, credit of the last cell's output).
     """
 
@@ -164,7 +163,6 @@ class Pass(NamedTuple):
     tapes: list[Tape]
     outputs: Any
     encode: Callable[[Any], Leaves]
-    encode_each: Callable[[Any], Leaves]
     read: Callable[[Any], tuple[Leaves, Any]]
 
 
@@ -197,7 +195,6 @@ def run(stack: Stack, params: Leaves, carries: Any, xs: Any, reset: jax.Array | 
         tapes,
         outputs,
         lambda q: placed(encode(q)[0], ("encoder",)),
-        lambda q: placed(_each(stack.encoder, under(params, ("encoder",)), xs, q), ("encoder",)),
         lambda q: (placed((found := read(q))[0], ("readout",)), found[1]),
     )
 
@@ -214,13 +211,21 @@ def _memoryless(module: Module | None, params: Leaves, xs: Any, steps: int) -> t
     return split_steps(ys, steps), lambda q: (*pull(merge_steps(q)), None)
 
 
-def _each(module: Module, params: Leaves, xs: Any, q: Any) -> Leaves:
-    """A memoryless module's gradient for each row and example: leaves [K, B, ...]."""
+def encoded_each(stack: Stack, params: Leaves, x: Any, q: Any) -> Leaves:
+    """The encoder's gradient of one example for each row.
 
-    def one(x: Any, q: Any) -> Leaves:  # x [W, ...], q [W, ...]
-        return jax.vjp(lambda p: module.apply(p, x), params)[1](q)[0]
+    Args:
+        stack: the model, taken apart, with an encoder.
+        params: the model's parameters.
+        x: inputs of one example, leaves [W, ...].
+        q: credit of the encoder's outputs, leaves [K, W, ...].
 
-    return jax.vmap(jax.vmap(one, in_axes=1), in_axes=(None, 1))(xs, q)
+    Returns:
+        Leaves [K, ...].
+    """
+    own = under(params, ("encoder",))
+    _, pull = jax.vjp(lambda p: stack.encoder.apply(p, x), own)
+    return placed(jax.vmap(lambda q: pull(q)[0])(q), ("encoder",))
 
 
 def _split_second(pair: tuple[Any, Any], steps: int) -> tuple[Any, Any]:

@@ -18,7 +18,7 @@ from localgrad.core.passes import (
     pres,
     sweep,
 )
-from localgrad.core.rule import Frame, LearningRule, Loss, Recipe, Window, windowed_rule
+from localgrad.core.rule import Frame, LearningRule, Loss, Recipe, Window, even_window, windowed_rule
 from localgrad.core.stack import Stack, run
 
 
@@ -146,7 +146,7 @@ def _recipe(name: str, horizon: int | None) -> Recipe:
         process=process,
         idle=BackpropState(jnp.zeros(())),
         default_window=lambda stack, params, steps: (
-            steps if horizon is None else max(64, 4 * horizon)
+            steps if horizon is None else even_window(steps, max(64, 4 * horizon))
         ),
         needs_example=horizon is not None and horizon > 1,
     )

@@ -30,7 +30,7 @@ from localgrad.core.passes import (
     row,
     sweep_units,
 )
-from localgrad.core.rule import Frame, LearningRule, Loss, Recipe, Window, windowed_rule
+from localgrad.core.rule import Frame, LearningRule, Loss, Recipe, Window, even_window, windowed_rule
 from localgrad.core.stack import Stack, run
 from localgrad.core.synapses import Anatomy
 
@@ -120,7 +120,7 @@ def local_recipe(
         idle=EligibilityState(jnp.zeros(())),
         keeps=("feedback",),
         prepare=prepare,
-        default_window=lambda stack, params, steps: 64,
+        default_window=lambda stack, params, steps: even_window(steps),
         screen=screen,
     )
 

@@ -13,16 +13,16 @@ from localgrad.core.passes import (
     DIAGONAL,
     assign,
     contract,
-    contract_each,
     input_credit,
     length,
     one_row,
+    outer,
     pres,
     row,
     sweep,
 )
-from localgrad.core.rule import Frame, LearningRule, Loss, Recipe, Window, windowed_rule
-from localgrad.core.stack import Stack, run
+from localgrad.core.rule import Frame, LearningRule, Loss, Recipe, Window, even_window, windowed_rule
+from localgrad.core.stack import Pass, Stack, encoded_each, run
 from localgrad.rules.eligibility import local_recipe
 
 GIB = 1024**3
@@ -105,13 +105,13 @@ def rtrl(
         ran = run(stack, params, stack.unpack(state.carry), window.inputs, window.reset)
         value, q_out = frame.objective.credit(ran.outputs, window.targets, window.weight)
         grads, q_y = ran.read(q_out)
-        found, entering, written = _credit_rows(frame, ran, q_y)
+        found, rows = _credit_rows(frame, ran, q_y)
         grads |= found
         influence = state.influence
         if not frame.opening:
-            grads = added(grads, _recalled(stack, influence, entering))
+            grads = added(grads, _recalled(stack, influence, rows))
         if not frame.closing:
-            influence = _carried(stack, influence, entering, written)
+            influence = _carried(frame, influence, rows, window.inputs)
         return state._replace(carry=stack.pack(ran.carries), influence=influence), grads, value
 
     def screen(stack: Stack, params: Leaves) -> None:
@@ -179,7 +179,7 @@ def _blocks(
 
 
 def _default_window(stack: Stack, params: Leaves, steps: int) -> int:
-    """As long as the window's posts take no more memory than the influence."""
+    """As long as the window's posts take no more memory than twice the influence."""
     rows = 1 + sum(_size(carry) for carry in stack.initial)
     width = sum(int(np.prod(site.drive.shape[1:])) for cell in stack.cells for site in cell.sites)
     held = sum(
@@ -187,49 +187,70 @@ def _default_window(stack: Stack, params: Leaves, steps: int) -> int:
         for level in stack.levels
         for shape in _blocks(stack, params, level, 1).values()
     )
-    return int(np.clip(held // max(1, rows * width), 1, 64)) if width else min(steps, 16)
+    return even_window(steps, int(np.clip(2 * held // (rows * max(1, width)), 1, 128)))
 
 
-def _credit_rows(frame: Frame, ran: Any, q_y: Any) -> tuple[Leaves, list, dict]:
-    """Sends the loss, and one row for every number of every cell's carry, back through a window.
+class Rows(NamedTuple):
+    """Row 0 is the loss; the rows after it are one for every number of every cell's carry.
+
+    Attributes:
+        spans: for each cell, which rows start as its carry at the window's end.
+        entering: for each cell, credit of the carry that entered the window, [B, K, n].
+        received: for each cell, pre of each synapse, [B, W, ...].
+        posts: for each cell, credit of each drive, [B, K, W, D].
+        others: for each cell, credit of the parameters no synapse owns, [B, K, ...].
+        encoded: credit of the first cell's input, leaves [B, K, W, ...], or None.
+    """
+
+    spans: list[slice]
+    entering: list[jax.Array]
+    received: list[list]
+    posts: list[list]
+    others: list[Leaves]
+    encoded: Any
+
+
+def _credit_rows(frame: Frame, ran: Pass, q_y: Any) -> tuple[Leaves, Rows]:
+    """Sends the loss, and a row for every number of every carry, back through a window.
 
     Returns:
-        The gradients that the window itself gives; for each cell, credit [K, B, n] of its entering
-        carry; and for each cell, what the window writes into its influence, [B, n, ...].
+        The gradients that the window itself gives, and the rows.
     """
     stack, params = frame.stack, frame.params
     grads: Leaves = {}
-    written: dict[str, Leaves] = {stack.name(level): {} for level in stack.levels}
-    entering: list[Any] = [None] * len(stack.cells)
-    spans: dict[int, slice] = {}
-    rows = 1
+    cells: list[tuple] = []
+    count = 1
     q_y = one_row(q_y)
     for level in reversed(stack.levels):
         cell, prefix, tape = stack.cells[level], stack.prefixes[level], ran.tapes[level]
         own = under(params, prefix)
         size = 0 if frame.closing else _size(stack.initial[level])
-        spans[level] = slice(rows, rows + size)
-        at_end = _identity(tape.carries, rows, size)
-        rows += size
-        left, q_start = sweep(cell, own, tape, q_y, at_end)
+        left, q_start = sweep(cell, own, tape, q_y, _identity(tape.carries, count, size))
         credit = assign(cell, own, tape, q_y, left, per_example=True)
-        entering[level] = _flat(q_start)
         received = pres(cell, own, tape)
         learned = contract(cell, own, received, row(credit.posts, 0))
         learned |= {path: q[0].sum(0) for path, q in credit.others.items()}
         grads |= placed(learned, prefix)
-        if not frame.closing:
-            each = contract_each(cell, own, received, [post[:, 1:] for post in credit.posts])
-            each |= {path: q[1:] for path, q in credit.others.items()}
-            _file(stack, written, spans, placed(each, prefix))
+        cells.insert(0, (slice(count, count + size), _flat(q_start), received, credit))
+        count += size
         if level > 0 or stack.encoder is not None:
             q_y = input_credit(cell, own, tape, credit)
     if stack.encoder is not None:
         grads |= ran.encode(row(q_y, 0))
-        if not frame.closing:
-            each = ran.encode_each(jax.tree.map(lambda q: q[:, 1:], q_y))
-            _file(stack, written, spans, each)
-    return grads, [(entering[level], spans) for level in stack.levels], written
+    examples_first = lambda tree: jax.tree.map(lambda a: jnp.moveaxis(a, 1, 0), tree)  # noqa: E731
+    return grads, Rows(
+        spans=[span for span, *_ in cells],
+        entering=[jnp.moveaxis(entering, 1, 0) for _, entering, _, _ in cells],
+        received=[examples_first(received) for *_, received, _ in cells],
+        posts=[jax.tree.map(_example_row_step, credit.posts) for *_, credit in cells],
+        others=[examples_first(credit.others) for *_, credit in cells],
+        encoded=None if stack.encoder is None else jax.tree.map(_example_row_step, q_y),
+    )
+
+
+def _example_row_step(a: jax.Array) -> jax.Array:
+    """[W, K, B, ...] -> [B, K, W, ...]."""
+    return jnp.moveaxis(a, (2, 1), (0, 1))
 
 
 def _identity(carries: Any, rows: int, size: int) -> Any:
@@ -250,41 +271,56 @@ def _flat(carry: Any) -> jax.Array:
     return jnp.concatenate([a.reshape(*a.shape[:2], -1) for a in jax.tree.leaves(carry)], axis=-1)
 
 
-def _file(stack: Stack, written: dict, spans: dict[int, slice], each: Leaves) -> None:
-    """Sorts [K - 1, B, ...] (the loss's row left out) by the cell whose carry the rows are."""
-    for level, span in spans.items():
-        for path, rows in each.items():
-            piece = rows[span.start - 1 : span.stop - 1]
-            written[stack.name(level)][path] = jnp.moveaxis(piece, 0, 1)
-
-
-def _recalled(stack: Stack, influence: Any, entering: list) -> Leaves:
+def _recalled(stack: Stack, influence: Any, rows: Rows) -> Leaves:
     """What the entering carries' credit adds by way of the influence."""
     grads: Leaves = {}
     for level in stack.levels:
-        credit, _ = entering[level]
+        credit = rows.entering[level][:, 0].reshape(-1)
         for path, held in influence[stack.name(level)].items():
             flat = held.reshape(held.shape[0] * held.shape[1], -1)
-            found = (credit[0].reshape(-1).astype(flat.dtype) @ flat).reshape(held.shape[2:])
+            found = (credit.astype(flat.dtype) @ flat).reshape(held.shape[2:])
             grads[path] = grads[path] + found if path in grads else found
     return grads
 
 
-def _carried(stack: Stack, influence: Any, entering: list, written: dict) -> Any:
-    """M_T = A M_0 + M_window, block by block."""
-    new = {}
-    for level in stack.levels:
-        name = stack.name(level)
-        new[name] = {}
-        for path, held in influence[name].items():
-            total = written[name][path].astype(held.dtype)
-            for below in range(level + 1):
-                source = influence[stack.name(below)].get(path)
-                if source is None:
-                    continue
-                credit, spans = entering[below]
-                passed = jnp.moveaxis(credit[spans[level]], 0, 1)  # [B, n_level, n_below]
-                flat = source.reshape(*source.shape[:2], -1)
-                total += (passed.astype(flat.dtype) @ flat).reshape(held.shape)
-            new[name][path] = total
-    return new
+def _carried(frame: Frame, influence: Any, rows: Rows, xs: Any) -> Any:
+    """M_T = A M_0 + M_window, block by block and example by example.
+
+    One example at a time, so that what lies between the old influence and the new stays in cache.
+    """
+    stack, params = frame.stack, frame.params
+
+    def one_example(at: tuple) -> Any:
+        held, rows_b, x = at
+        written: Leaves = {}
+        for level, prefix in enumerate(stack.prefixes):
+            each = rows_b.others[level]
+            if stack.cells[level].sites:
+                each |= jax.vmap(
+                    lambda post, level=level, prefix=prefix: outer(
+                        stack.cells[level], under(params, prefix), rows_b.received[level], post
+                    )
+                )(rows_b.posts[level])
+            written |= placed(each, prefix)
+        if stack.encoder is not None:
+            written |= encoded_each(stack, params, x, rows_b.encoded)
+        new: dict[str, Leaves] = {}
+        for level in stack.levels:
+            name, span = stack.name(level), rows.spans[level]
+            new[name] = {}
+            for path, block in held[name].items():
+                total = written[path][span].astype(block.dtype)
+                for below in range(level + 1):
+                    source = held[stack.name(below)].get(path)
+                    if source is not None:
+                        passed = rows_b.entering[below][span].astype(block.dtype)
+                        total += jnp.tensordot(passed, source, 1)
+                new[name][path] = total
+        return new
+
+    by_example = rows._replace(spans=[])
+    return jax.lax.map(one_example, (influence, by_example, jax.tree.map(_swapped, xs)))
+
+
+def _swapped(a: jax.Array) -> jax.Array:
+    return jnp.moveaxis(a, 1, 0)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from localgrad.core.params import Leaves
-from localgrad.core.rule import Frame, LearningRule, Loss, Recipe, Window, windowed_rule
+from localgrad.core.rule import Frame, LearningRule, Loss, Recipe, Window, even_window, windowed_rule
 from localgrad.core.stack import Stack, run
 
 
@@ -66,7 +66,7 @@ def readout_only(
         begin=begin,
         process=process,
         idle=ReadoutState(jnp.zeros(())),
-        default_window=lambda stack, params, steps: 64,
+        default_window=lambda stack, params, steps: even_window(steps),
         screen=screen,
     )
     return windowed_rule(
