@@ -1,0 +1,319 @@
+"""What the rules must give, written without localgrad: plain scans, `jax.grad` and `stop_gradient`.
+
+A learning rule's estimate is the gradient of a program with some dependencies cut. Each oracle here
+is such a program. Letters: B batch, T steps, N units, O outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+sg = jax.lax.stop_gradient
+
+
+# ------------------------------------------------------------------------------------------------
+# Whole models, run by Flax itself: exact gradients, and gradients over a horizon.
+
+
+class Steps(NamedTuple):
+    """A batch, time first, with everything optional filled in.
+
+    Attributes:
+        inputs: [T, B, ...].
+        targets: [T, B, ...].
+        weight: [T, B].
+        reset: [T, B] bool.
+        cut: [T] bool, let no credit pass to before this step.
+    """
+
+    inputs: Any
+    targets: Any
+    weight: jax.Array
+    reset: jax.Array
+    cut: jax.Array
+
+
+def steps_of(batch: Any, cut: Any = ()) -> Steps:
+    """A batch as the oracles take it; `cut` lists the steps credit cannot go back past."""
+    size, steps = batch.inputs.shape[:2]
+    weight = jnp.ones((size, steps)) if batch.mask is None else batch.mask
+    reset = jnp.zeros((size, steps), bool) if batch.reset is None else batch.reset
+    swap = [jnp.swapaxes(a, 0, 1) for a in (batch.inputs, batch.targets, weight, reset)]
+    return Steps(*swap, jnp.isin(jnp.arange(steps), jnp.asarray(list(cut), int)))
+
+
+def runner(model: Any) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """`step(params, carry, x) -> (carry, y)` and `start(x) -> carry` of a Flax model."""
+
+    def wide(carry: Any) -> Any:
+        return jax.tree.map(lambda a: a.astype(float), carry)
+
+    if isinstance(model, nn.Module):
+        return (
+            lambda params, carry, x: model.apply({"params": params}, carry, x),
+            lambda x: wide(model.initialize_carry(jax.random.key(0), x.shape)),
+        )
+    return (
+        lambda params, carry, x: nnx.merge(model.graphdef, params)(carry, x),
+        lambda x: wide(model.initialize_carry(x.shape)),
+    )
+
+
+def choose(flags: jax.Array, a: Any, b: Any) -> Any:
+    """`a` where flags [B], else `b`."""
+    return jax.tree.map(lambda x, y: jnp.where(flags.reshape(-1, *(1,) * (y.ndim - 1)), x, y), a, b)
+
+
+def step_losses(outputs: jax.Array, targets: jax.Array) -> jax.Array:
+    """Half the squared error, averaged over the outputs: [..., O] -> [...]."""
+    return 0.5 * ((outputs - targets) ** 2).mean(-1)
+
+
+def weighed(outputs: jax.Array, steps: Steps) -> jax.Array:
+    """The sum of the losses by their weights; what has none may be NaN."""
+    weight = steps.weight
+    safe = jnp.where((weight != 0)[..., None], steps.targets, 0)
+    return jnp.sum(step_losses(outputs, safe) * weight)
+
+
+def outputs_of(model: Any, params: Any, steps: Steps) -> jax.Array:
+    """The model's outputs, [T, B, O]."""
+    step, start = runner(model)
+    initial = start(steps.inputs[0])
+
+    def body(carry: Any, now: tuple) -> tuple[Any, jax.Array]:
+        x, reset, cut = now
+        carry = choose(reset, initial, carry)
+        carry = jax.tree.map(lambda a: jnp.where(cut, sg(a), a), carry)
+        return step(params, carry, x)
+
+    return jax.lax.scan(body, initial, (steps.inputs, steps.reset, steps.cut))[1]
+
+
+def bptt(model: Any, params: Any, steps: Steps) -> Any:
+    """The gradient of the summed loss."""
+    return jax.grad(lambda p: weighed(outputs_of(model, p, steps), steps))(params)
+
+
+def tbptt(model: Any, params: Any, steps: Steps, horizon: int) -> Any:
+    """The sum of each loss's own gradient, run again from a fixed carry `horizon` steps back."""
+    step, start = runner(model)
+    initial = start(steps.inputs[0])
+    length = len(steps.inputs)
+
+    def enter(carry: Any, now: tuple) -> tuple[Any, Any]:
+        x, reset = now
+        return step(params, choose(reset, initial, carry), x)[0], carry
+
+    _, entering = jax.lax.scan(enter, initial, (steps.inputs, steps.reset))
+
+    def loss_at(params: Any, s: jax.Array) -> jax.Array:
+        oldest = jnp.maximum(s - horizon + 1, 0)
+        carry = sg(jax.tree.map(lambda a: a[oldest], entering))
+        y = 0.0
+        for k in range(horizon):
+            t = jnp.minimum(oldest + k, length - 1)
+            new, y_t = step(params, choose(steps.reset[t], initial, carry), steps.inputs[t])
+            within = oldest + k <= s
+            carry = jax.tree.map(lambda a, b, ok=within: jnp.where(ok, a, b), new, carry)
+            y = jnp.where(within, y_t, y)
+        here = Steps(*(a[s] for a in steps))
+        return weighed(y, here)
+
+    every = jax.vmap(jax.grad(loss_at), in_axes=(None, 0))(params, jnp.arange(length))
+    return jax.tree.map(lambda a: a.sum(0), every)
+
+
+# ------------------------------------------------------------------------------------------------
+# Cells, written out: credit on its way back through a recurrent layer is cut or thinned out.
+
+EXACT, CUT, DIAGONAL, HELD = "exact", "cut", "diagonal", "held"
+"""What a recurrent layer sends back: all, nothing, or each unit's credit to itself. A cell that is
+`HELD` takes its carry for a constant altogether: credit passes only within the time step."""
+
+Params = dict[str, Any]
+
+
+def dense(p: Params, x: jax.Array) -> jax.Array:
+    """An affine layer."""
+    y = x @ p["kernel"]
+    return y + p["bias"][None, :] if "bias" in p else y
+
+
+def recurrent(p: Params, h: jax.Array, how: str) -> jax.Array:
+    """The same, fed by the carry."""
+    if how != EXACT:
+        kernel = p["kernel"]
+        through = (h - sg(h)) * sg(jnp.diagonal(kernel))[None, :] if how == DIAGONAL else 0.0
+        return dense(p, sg(h)) + through
+    return dense(p, h)
+
+
+def thirds(p: Params) -> list[Params]:
+    """A layer of 3 N units as three layers."""
+    return [{name: jnp.split(leaf, 3, axis=-1)[k] for name, leaf in p.items()} for k in range(3)]
+
+
+def rate(p: Params, h: jax.Array, x: jax.Array, how: str, alpha: Any = 0.25) -> tuple:
+    """A leaky rate unit."""
+    h = (1 - alpha) * h + alpha * jnp.tanh(dense(p["i"], x) + recurrent(p["h"], h, how))
+    return h, h
+
+
+def rate_alpha(p: Params, h: jax.Array, x: jax.Array, how: str) -> tuple:
+    """The same with a learned leak a unit."""
+    return rate(p, h, x, how, jnp.broadcast_to(p["alpha"], h.shape))
+
+
+def simple(p: Params, h: jax.Array, x: jax.Array, how: str) -> tuple:
+    """An Elman unit."""
+    h = jnp.tanh(dense(p["i"], x) + recurrent(p["h"], h, how))
+    return h, h
+
+
+def gru(p: Params, h: jax.Array, x: jax.Array, how: str) -> tuple:
+    """A GRU that resets after its recurrent layer."""
+    r = jax.nn.sigmoid(dense(p["ir"], x) + recurrent(p["hr"], h, how))
+    z = jax.nn.sigmoid(dense(p["iz"], x) + recurrent(p["hz"], h, how))
+    n = jnp.tanh(dense(p["in"], x) + r * recurrent(p["hn"], h, how))
+    h = (1 - z) * n + z * h
+    return h, h
+
+
+def lstm(p: Params, carry: tuple, x: jax.Array, how: str) -> tuple:
+    """An LSTM."""
+    c, h = carry
+    i, f, g, o = (
+        dense(p["i" + gate], x) + recurrent(p["h" + gate], h, how) for gate in ("i", "f", "g", "o")
+    )
+    c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
+    h = jax.nn.sigmoid(o) * jnp.tanh(c)
+    return (c, h), h
+
+
+def mgu(p: Params, h: jax.Array, x: jax.Array, how: str) -> tuple:
+    """A minimal gated unit."""
+    f = jax.nn.sigmoid(dense(p["if"], x) + recurrent(p["hf"], h, how))
+    n = jnp.tanh(dense(p["in"], x) + f * recurrent(p["hn"], h, how))
+    h = (1 - f) * n + f * h
+    return h, h
+
+
+def nnx_simple(p: Params, h: jax.Array, x: jax.Array, how: str) -> tuple:
+    """`simple` under NNX's names."""
+    return simple({"i": p["dense_i"], "h": p["dense_h"]}, h, x, how)
+
+
+def nnx_gru(p: Params, h: jax.Array, x: jax.Array, how: str) -> tuple:
+    """`gru` with its three gates in one kernel."""
+    layers = dict(zip(("ir", "iz", "in"), thirds(p["dense_i"]), strict=True))
+    layers |= dict(zip(("hr", "hz", "hn"), thirds(p["dense_h"]), strict=True))
+    return gru(layers, h, x, how)
+
+
+def nnx_lstm(p: Params, carry: tuple, x: jax.Array, how: str) -> tuple:
+    """`lstm` under NNX's names."""
+    return lstm(p | {"if": p["if_"]}, carry, x, how)
+
+
+CELLS = {
+    f.__name__: f for f in (rate, rate_alpha, simple, gru, lstm, mgu, nnx_simple, nnx_gru, nnx_lstm)
+}
+
+
+# ------------------------------------------------------------------------------------------------
+# Networks of such cells, one level of credit at a time.
+
+
+class Net(NamedTuple):
+    """A network to be run by this file.
+
+    Attributes:
+        cells: what its cells are called in `CELLS`.
+        initial: each cell's initial carry.
+        bare: whether it is a cell without encoder and readout.
+    """
+
+    cells: tuple[str, ...]
+    initial: tuple[Any, ...]
+    bare: bool
+
+
+def net_of(cells: tuple[str, ...], model: Any, steps: Steps) -> Net:
+    """The network that a model of the table is."""
+    carry = runner(model)[1](steps.inputs[0])
+    bare = not hasattr(model, "readout")
+    return Net(cells, (carry,) if bare else tuple(carry), bare)
+
+
+def levels(net: Net, params: Params, steps: Steps, hows: list[str]) -> tuple[list, jax.Array]:
+    """What each cell puts out [T, B, N], and the network [T, B, O]."""
+    zs, found = steps.inputs, []
+    if "encoder" in params:
+        zs = params["encoder"]["embedding"][zs]
+    for level, (name, initial, how) in enumerate(zip(net.cells, net.initial, hows, strict=True)):
+        own = params if net.bare else params[f"cells_{level}"]
+
+        def body(carry: Any, now: tuple, name=name, own=own, initial=initial, how=how) -> tuple:
+            x, reset = now
+            carry = choose(reset, initial, carry)
+            if how == HELD:
+                carry = sg(carry)
+            return CELLS[name](own, carry, x, EXACT if how == HELD else how)
+
+        zs = jax.lax.scan(body, initial, (zs, steps.reset))[1]
+        found.append(zs)
+    ys = zs if net.bare else jax.vmap(lambda z: dense(params["readout"], z))(zs)
+    return found, ys
+
+
+def local(net: Net, params: Params, steps: Steps, how: str, feedback: Any = None) -> Params:
+    """Credit that stays within a unit over time, and crosses cells only within a time step.
+
+    Args:
+        net: the network.
+        params: its parameters, a nested dict.
+        steps: the data.
+        how: what recurrent layers send back.
+        feedback: by cell, the (N, O) weights that bring it the outputs' error, or None to send the
+            error down the way the outputs came.
+
+    Returns:
+        What every parameter learns.
+    """
+    depth = len(net.cells)
+    error = jax.grad(lambda ys: weighed(ys, steps))(levels(net, params, steps, [HELD] * depth)[1])
+
+    def value(params: Params, hows: list[str], level: int) -> jax.Array:
+        zs, ys = levels(net, params, steps, hows)
+        if feedback is None:
+            return weighed(ys, steps)
+        return jnp.sum(zs[level] * (error @ feedback[f"cells_{level}"].T))
+
+    learned: Params = {}
+    for level in range(depth):
+        hows = [HELD] * level + [how] + [HELD] * (depth - level - 1)
+        grads = jax.grad(value)(params, hows, level)
+        if net.bare:
+            return grads
+        learned[f"cells_{level}"] = grads[f"cells_{level}"]
+    if "encoder" in params:
+        learned["encoder"] = jax.grad(value)(params, [HELD] * depth, 0)["encoder"]
+    return learned | {"readout": readout(net, params, steps)["readout"]}
+
+
+def readout(net: Net, params: Params, steps: Steps) -> Params:
+    """The readout's own gradient, and zeros elsewhere."""
+
+    def value(p: Params) -> jax.Array:
+        ys = levels(net, params | {"readout": p}, steps, [EXACT] * len(net.cells))[1]
+        return weighed(ys, steps)
+
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    return zeros | {"readout": jax.grad(value)(params["readout"])}
