@@ -35,8 +35,8 @@ class Settings(NamedTuple):
         features: N, the number of units.
         alpha: the leak of the rate network's units, in (0, 1].
         horizon: how many steps `tbptt` looks back.
-        window: how many steps a forward rule takes at a time. In a window as long as the sequence
-            it would carry no influence, and nobody would see that it can, or what that costs.
+        window: how many steps RTRL takes at a time. In a window as long as the sequence it would
+            carry no influence, cost what BPTT costs, and show nobody what its own price is.
     """
 
     features: int
@@ -93,23 +93,19 @@ RULES: dict[RuleName, RuleChoice] = {
     ),
     "snap1": RuleChoice(
         label=lambda s: "SnAp-1",
-        make=lambda model, loss, s, key: localgrad.snap(model, loss, order=1, window=s.window),
+        make=lambda model, loss, s, key: localgrad.snap(model, loss, order=1),
     ),
     "eprop": RuleChoice(
         label=lambda s: "e-prop, symmetric",
-        make=lambda model, loss, s, key: localgrad.eprop(model, loss, window=s.window),
+        make=lambda model, loss, s, key: localgrad.eprop(model, loss),
     ),
     "eprop_random": RuleChoice(
         label=lambda s: "e-prop, random",
-        make=lambda model, loss, s, key: localgrad.eprop(
-            model, loss, feedback="random", key=key, window=s.window
-        ),
+        make=lambda model, loss, s, key: localgrad.eprop(model, loss, feedback="random", key=key),
     ),
     "rflo": RuleChoice(
         label=lambda s: "RFLO, random",
-        make=lambda model, loss, s, key: localgrad.rflo(
-            model, loss, feedback="random", key=key, window=s.window
-        ),
+        make=lambda model, loss, s, key: localgrad.rflo(model, loss, feedback="random", key=key),
     ),
     "tbptt": RuleChoice(
         label=lambda s: f"TBPTT({s.horizon})",

@@ -48,7 +48,7 @@ def learning_curves(panels: Sequence[Panel], path: Path) -> None:
             fontsize=8,
             color="#7F7F7F",
             horizontalalignment="right",
-            verticalalignment="bottom",
+            verticalalignment="top",
         )
         axis.set(xlabel="updates", ylim=(0, 102))
     axes[0, 0].set_ylabel("accuracy on held-out data (%)")
