@@ -1,12 +1,15 @@
-"""Diagnostics: how far a rule's update is from another one's."""
+"""Diagnostics: what a rule credits and keeps, and how far its update is from another one's."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+
+from localgrad.core.params import leaves_of
 
 
 class Alignment(NamedTuple):
@@ -61,6 +64,49 @@ def compare(updates: Any, reference: Any) -> dict[str, Alignment]:
         raise ValueError("a top-level group of parameters is named 'all'; rename it.")
     result = {str(name): _align(groups[name], reference[name]) for name in groups}
     return {**result, "all": _align(updates, reference)}
+
+
+def summary(rule: Any, params: Any) -> str:
+    """Who credits what, and what the rule's state takes, before anything is allocated.
+
+    Args:
+        rule: a localgrad rule.
+        params: the model's parameters; shapes suffice.
+
+    Returns:
+        A table with a line for each parameter, and the size of the rule's state. In streaming mode
+        the state holds the carry and the influence of every stream.
+
+    Raises:
+        ValueError: if the rule cannot credit the model, or is no localgrad rule.
+
+    Example:
+        >>> import flax.linen as nn, jax, jax.numpy as jnp, localgrad, optax
+        >>> model = localgrad.Network((nn.SimpleCell(8),), readout=nn.Dense(2))
+        >>> carry = model.initialize_carry(jax.random.key(0), (4, 3))
+        >>> params = model.init(jax.random.key(1), carry, jnp.ones((4, 3)))["params"]
+        >>> print(localgrad.summary(localgrad.snap(model, optax.l2_loss, batch_size=4), params))
+        parameter         shape   credited
+        cells_0/h/kernel  (8, 8)  own unit's past (eligibility)
+        cells_0/i/bias    (8,)    own unit's past (eligibility)
+        cells_0/i/kernel  (3, 8)  own unit's past (eligibility)
+        readout/bias      (2,)    exact
+        readout/kernel    (8, 2)  exact
+        state: 1,796 bytes
+    """
+    credits = getattr(rule, "credits", None)
+    if credits is None:
+        raise ValueError(f"rule must be a rule of localgrad; got {rule!r}. Pass it, not its chain.")
+    leaves = leaves_of(params)
+    rows = [("parameter", "shape", "credited")]
+    rows += [
+        ("/".join(path), str(leaves[path].shape), how) for path, how in credits(params).items()
+    ]
+    widths = [max(len(line[column]) for line in rows) for column in (0, 1)]
+    lines = [f"{name:{widths[0]}}  {shape:{widths[1]}}  {how}" for name, shape, how in rows]
+    state = jax.eval_shape(rule.init, params)
+    size = sum(math.prod(a.shape) * a.dtype.itemsize for a in jax.tree.leaves(state))
+    return "\n".join([*lines, f"state: {size:,} bytes"])
 
 
 def _check_alike(updates: Any, reference: Any) -> None:

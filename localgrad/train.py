@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
 
 from localgrad.core.checks import check_batch
 from localgrad.core.objective import Objective, weights_of
-from localgrad.core.params import flatten
+from localgrad.core.params import leaves_of
 from localgrad.core.rule import Batch, Loss
 from localgrad.core.stack import assemble, run
 
@@ -19,8 +18,32 @@ from localgrad.core.stack import assemble, run
 def evaluate(
     model: Any, loss: Loss, params: Any, batch: Batch, carry: Any = None
 ) -> tuple[jax.Array, Any, Any]:
-    """Runs a model over a batch without learning."""
-    leaves, _ = flatten(nn.meta.unbox(params))
+    """Runs a model over a batch without learning.
+
+    Args:
+        model: as the rules take it.
+        loss: as the rules take it.
+        params: the model's parameters.
+        batch: B sequences of T steps.
+        carry: the model's carry to start from, leaves [B, N]; None for its initial carry.
+
+    Returns:
+        The weighted mean loss, the outputs [B, T, ...], and the model's carry after the last step.
+
+    Raises:
+        ValueError: for a batch whose axes do not fit.
+
+    Example:
+        >>> import flax.linen as nn, jax, jax.numpy as jnp, localgrad, optax
+        >>> model = localgrad.Network((nn.GRUCell(8),), readout=nn.Dense(2))
+        >>> batch = localgrad.Batch(jnp.ones((4, 10, 3)), jnp.ones((4, 10, 2)))
+        >>> carry = model.initialize_carry(jax.random.key(0), (4, 3))
+        >>> params = model.init(jax.random.key(1), carry, batch.inputs[:, 0])["params"]
+        >>> loss, outputs, carry = localgrad.evaluate(model, optax.l2_loss, params, batch)
+        >>> outputs.shape
+        (4, 10, 2)
+    """
+    leaves = leaves_of(params)
     size, steps = check_batch(batch, None)
     inputs, targets, reset = jax.tree.map(
         lambda a: jnp.moveaxis(a, 1, 0), (batch.inputs, batch.targets, batch.reset)
@@ -38,7 +61,36 @@ def evaluate(
 def learn(
     tx: optax.GradientTransformationExtraArgs, params: Any, opt_state: Any, batch: Batch, chunk: int
 ) -> tuple[Any, Any, jax.Array]:
-    """Learns online: an optimizer update every `chunk` steps, inside one jit."""
+    """Learns online: an optimizer update every `chunk` steps of a batch, in one scan.
+
+    Put it under `jax.jit` (`tx` and `chunk` static, or closed over); no step is then dispatched
+    from Python.
+
+    Args:
+        tx: an `optax.chain` whose first member is a streaming rule.
+        params: the model's parameters.
+        opt_state: the state of `tx`.
+        batch: B streams of T steps.
+        chunk: steps between updates; if it does not divide T, the last chunk is shorter.
+
+    Returns:
+        The parameters, the state, and the mean loss of each chunk.
+
+    Raises:
+        ValueError: if `chunk` is no positive integer, or the batch's axes do not fit.
+
+    Example:
+        >>> import flax.linen as nn, jax, jax.numpy as jnp, localgrad, optax
+        >>> model = localgrad.Network((nn.GRUCell(8),), readout=nn.Dense(2))
+        >>> batch = localgrad.Batch(jnp.ones((4, 10, 3)), jnp.ones((4, 10, 2)))
+        >>> carry = model.initialize_carry(jax.random.key(0), (4, 3))
+        >>> params = model.init(jax.random.key(1), carry, batch.inputs[:, 0])["params"]
+        >>> tx = optax.chain(localgrad.eprop(model, optax.l2_loss, batch_size=4), optax.adam(1e-2))
+        >>> step = jax.jit(lambda p, s, b: localgrad.learn(tx, p, s, b, chunk=1))
+        >>> params, opt_state, losses = step(params, tx.init(params), batch)
+        >>> losses.shape, bool(losses[-1] < losses[0])
+        ((10,), True)
+    """
     size, steps = check_batch(batch, None)
     if not isinstance(chunk, int) or chunk < 1:
         raise ValueError(f"chunk must be a positive integer, in time steps; got {chunk!r}.")
@@ -46,9 +98,7 @@ def learn(
 
     def step(so_far: tuple[Any, Any], start: Any, width: int) -> tuple[tuple[Any, Any], jax.Array]:
         params, opt_state = so_far
-        piece = jax.tree.map(
-            lambda a: jax.lax.dynamic_slice_in_dim(a, start, width, axis=1), batch
-        )
+        piece = jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, start, width, axis=1), batch)
         updates, opt_state = tx.update(None, opt_state, params, batch=piece)
         params = optax.apply_updates(params, updates)
         return (params, opt_state), optax.tree.get(opt_state, "loss")
@@ -63,7 +113,24 @@ def learn(
 
 
 def reset(state: Any) -> Any:
-    """Fresh carry and influence for every rule in a state; feedback and keys stay."""
+    """Fresh carry and influence for every rule in a state; feedback and keys stay.
+
+    Args:
+        state: a rule's state, or any optimizer state that holds some.
+
+    Returns:
+        The same with each stream at its start.
+
+    Example:
+        >>> import flax.linen as nn, jax, jax.numpy as jnp, localgrad, optax
+        >>> model, batch = nn.GRUCell(8), localgrad.Batch(jnp.ones((4, 5, 3)), jnp.ones((4, 5, 8)))
+        >>> carry = model.initialize_carry(jax.random.key(0), (4, 3))
+        >>> params = model.init(jax.random.key(1), carry, batch.inputs[:, 0])["params"]
+        >>> rule = localgrad.rtrl(model, optax.l2_loss, batch_size=4)
+        >>> _, state = rule(params, rule.init(params), batch)
+        >>> bool(jnp.any(state.carry)), bool(jnp.any(localgrad.reset(state).carry))
+        (True, False)
+    """
     return jax.tree.map(
         lambda s: s.fresh() if hasattr(s, "fresh") else s,
         state,

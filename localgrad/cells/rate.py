@@ -42,8 +42,8 @@ class RateCell(nn.RNNCellBase):
         >>> cell = localgrad.RateCell(8, alpha=0.2)
         >>> x = jnp.ones((4, 3))
         >>> carry = cell.initialize_carry(jax.random.key(0), x.shape)
-        >>> params = cell.init(jax.random.key(1), carry, x)['params']
-        >>> carry, y = cell.apply({'params': params}, carry, x)
+        >>> params = cell.init(jax.random.key(1), carry, x)["params"]
+        >>> carry, y = cell.apply({"params": params}, carry, x)
         >>> y.shape, sorted(params)
         ((4, 8), ['h', 'i'])
     """

@@ -46,7 +46,7 @@ def check_batch(batch: Any, batch_size: int | None) -> tuple[int, int]:
     for name in ("inputs", "targets", "mask", "reset"):
         if not hasattr(batch, name):
             raise ValueError(
-                f"batch must be a localgrad.Batch(inputs, targets, ...); got {type(batch).__name__}."
+                f"batch must be a localgrad.Batch(inputs, targets); got {type(batch).__name__}."
             )
     leaves = jax.tree.leaves(batch.inputs)
     if not leaves:

@@ -1,4 +1,4 @@
-"""How the error reaches the cells of a local rule: through the readout, or by fixed random weights."""
+"""How the error reaches the cells of a local rule: through the readout, or by fixed weights."""
 
 from __future__ import annotations
 

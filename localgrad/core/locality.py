@@ -1,9 +1,9 @@
 """Is a cell what a rule takes it for? Checked on concrete random numbers, never assumed.
 
 *Fidelity*: running the cell with its synapses tapped gives what the cell itself gives.
-*Unit-locality*: each drive column, carry entry and unit parameter touches the state of one unit, the
-column's number modulo N. Both are tried at several random points with one-hot cotangents, inside
-any transformation, since nothing here depends on a traced value.
+*Unit-locality*: each drive column, carry entry and unit parameter touches the state of one unit,
+the column's number modulo N. Both are tried at several random points with one-hot cotangents,
+inside any transformation, since nothing here depends on a traced value.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Findings(NamedTuple):
         fidelity: largest difference between the tapped and the plain cell.
         drives: for each synapse, the largest effect of a column on another unit's state.
         carry: the largest effect of a unit's state on another unit's, all drives given.
-        leak: how much the effect of a unit's state on its own next state varies from point to point.
+        leak: how much the effect of a unit's state on its own next one varies between points.
         others: for each parameter outside synapses, the same as for drives.
         pres: for each synapse, the effect of each unit's carry on each entry of pre, [N, R].
     """
@@ -149,7 +149,9 @@ def _felt(received: Any, carry: Any, i: int, units: int) -> jax.Array:
         return jnp.zeros((units, 1))
 
     def moved(direction: jax.Array) -> jax.Array:
-        tangent = jax.tree.map(lambda c: jnp.broadcast_to(direction.astype(c.dtype), c.shape), carry)
+        tangent = jax.tree.map(
+            lambda c: jnp.broadcast_to(direction.astype(c.dtype), c.shape), carry
+        )
         return jnp.abs(jax.jvp(lambda c: received(c)[i], (carry,), (tangent,))[1]).max(0)
 
     return jax.vmap(moved)(jnp.eye(units))
@@ -157,7 +159,7 @@ def _felt(received: Any, carry: Any, i: int, units: int) -> jax.Array:
 
 def require_fidelity(cell: Anatomy, found: Findings, name: str) -> None:
     """Raises if the tapped cell computes something else than the cell itself."""
-    if found.fidelity > 1e-3:
+    if not found.fidelity <= 1e-3:
         raise ValueError(
             f"{name} ({cell.module.name}) computes something else when its layers are called by "
             f"themselves (difference {found.fidelity:.2g}): something like WeightNorm or "
@@ -187,12 +189,12 @@ def require_local(cell: Anatomy, params: Leaves, found: Findings, name: str, rul
             raise ValueError(f"{where}: {label} is called more than once a step. {way_out}")
         if site.layer.kind.startswith("Conv"):
             raise ValueError(f"{where}: {label} is a {site.layer.kind}. {way_out}")
-        if leak > 0:
+        if not leak <= 0:
             raise ValueError(
                 f"{where}: {label} reaches other units than its own (effect {leak:.2g}), as under "
                 f"a normalisation over units. {way_out}"
             )
-    if found.carry > 0:
+    if not found.carry <= 0:
         raise ValueError(
             f"{where}: the state of one unit reaches another's outside any layer "
             f"(effect {found.carry:.2g}). {way_out}"
@@ -222,7 +224,7 @@ def _require_claimed(cell: Anatomy, params: Leaves, where: str, way_out: str) ->
 
 
 def require_constant_leak(cell: Anatomy, found: Findings, name: str, rule: str) -> None:
-    """Raises unless a unit's own state fades by a constant factor, whatever it and its input are."""
+    """Raises unless a unit's own state fades by a constant factor."""
     if len(cell.live) > 1 or found.leak > 1e-4:
         raise ValueError(
             f"{rule} cannot credit {name} ({cell.module.name}): past its recurrent layers its "

@@ -122,9 +122,9 @@ class NNXModule:
 
     def initialize_carry(self, shape: tuple[int, ...]) -> Any:
         """The initial carry for inputs of this shape, batch axis first."""
-        # No carry depends on the parameters, so their values do not matter here.
-        abstract = dict.fromkeys(self.paths)
-        return self.merge(abstract).initialize_carry(shape, nnx.Rngs(0))
+        blank: Any = dict.fromkeys(self.paths)  # no carry depends on the parameters
+        module: Any = self.merge(blank)
+        return module.initialize_carry(shape, nnx.Rngs(0))
 
 
 def _nnx_layer(path: Path, layer: nnx.Module) -> Layer:
@@ -160,7 +160,7 @@ def from_nnx(module: nnx.Module) -> tuple[NNXModule, nnx.State]:
         >>> rule = localgrad.eprop(model, optax.l2_loss)
         >>> batch = localgrad.Batch(jnp.ones((2, 5, 3)), jnp.ones((2, 5, 8)))
         >>> updates, state = rule(params, rule.init(params), batch)
-        >>> updates['dense_h']['kernel'].shape
+        >>> updates["dense_h"]["kernel"].shape
         (8, 24)
     """
     graphdef, params, rest = nnx.split(module, nnx.Param, ...)

@@ -33,10 +33,10 @@ class Network(nn.RNNCellBase):
     Example:
         >>> import flax.linen as nn, jax, jax.numpy as jnp, localgrad
         >>> network = localgrad.Network((nn.GRUCell(8), nn.GRUCell(4)), readout=nn.Dense(2))
-        >>> x = jnp.ones((16, 3))                                  # [B, I]
+        >>> x = jnp.ones((16, 3))  # [B, I]
         >>> carry = network.initialize_carry(jax.random.key(0), x.shape)
-        >>> params = network.init(jax.random.key(1), carry, x)['params']
-        >>> carry, y = network.apply({'params': params}, carry, x)
+        >>> params = network.init(jax.random.key(1), carry, x)["params"]
+        >>> carry, y = network.apply({"params": params}, carry, x)
         >>> y.shape, sorted(params)
         ((16, 2), ['cells_0', 'cells_1', 'readout'])
     """

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from localgrad.core.passes import merge_steps, split_steps
+from localgrad.core.steps import merge_steps, split_steps
 
 
 class Objective(NamedTuple):

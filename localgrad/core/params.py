@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
@@ -31,6 +32,18 @@ def flatten(tree: Any) -> tuple[Leaves, Callable[[Leaves], Any]]:
     return leaves, lambda new: jax.tree.unflatten(treedef, [new[path] for path in paths])
 
 
+def leaves_of(params: Any) -> Leaves:
+    """The parameters by path, out of any boxes; raises for a leaf that is not real-valued."""
+    leaves, _ = flatten(nn.meta.unbox(params))
+    for path, leaf in leaves.items():
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            raise ValueError(
+                f"params {'/'.join(path)} must be floating point; got dtype {leaf.dtype}. Pass "
+                "trainable parameters only."
+            )
+    return leaves
+
+
 def _names(keys: tuple[Any, ...]) -> Path:
     if keys and isinstance(keys[-1], jax.tree_util.GetAttrKey) and keys[-1].name == "value":
         keys = keys[:-1]
@@ -55,5 +68,7 @@ def accumulator(leaf: Any) -> jnp.dtype:
 
 def added(a: Leaves, b: Leaves) -> Leaves:
     """The sum of two sets of leaves; a path in only one of them is taken as it is."""
-    return {path: a[path] + b[path] if path in a and path in b else (a if path in a else b)[path]
-            for path in a | b}
+    return {
+        path: a[path] + b[path] if path in a and path in b else (a if path in a else b)[path]
+        for path in a | b
+    }

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
@@ -16,9 +15,9 @@ from localgrad.core.checks import (
     check_updates,
     example_spec,
 )
-from localgrad.core.params import Leaves, accumulator, added, flatten
-from localgrad.core.stack import Stack, assemble
 from localgrad.core.objective import Objective, weights_of
+from localgrad.core.params import Leaves, Path, accumulator, added, flatten, leaves_of
+from localgrad.core.stack import Stack, assemble
 
 Loss = Callable[[Any, Any], jax.Array]
 
@@ -58,14 +57,17 @@ class LearningRule(optax.GradientTransformationExtraArgs):
         >>> model = localgrad.Network((nn.GRUCell(8),), readout=nn.Dense(2))
         >>> batch = localgrad.Batch(jnp.ones((4, 10, 3)), jnp.ones((4, 10, 2)))
         >>> carry = model.initialize_carry(jax.random.key(0), (4, 3))
-        >>> params = model.init(jax.random.key(1), carry, batch.inputs[:, 0])['params']
+        >>> params = model.init(jax.random.key(1), carry, batch.inputs[:, 0])["params"]
         >>> rule = localgrad.eprop(model, optax.l2_loss)
-        >>> updates, state = rule(params, rule.init(params), batch)              # pure function
-        >>> tx = optax.chain(rule, optax.adam(1e-3))                             # native optax
+        >>> updates, state = rule(params, rule.init(params), batch)  # pure function
+        >>> tx = optax.chain(rule, optax.adam(1e-3))  # native optax
         >>> updates, opt_state = tx.update(None, tx.init(params), params, batch=batch)
-        >>> bool(optax.tree.get(opt_state, 'loss') == state.loss)
+        >>> bool(optax.tree.get(opt_state, "loss") == state.loss)
         True
     """
+
+    credits: Callable[[Any], dict[Path, str]] | None = None
+    """`params -> {path: how the rule credits that parameter}`; shown by `localgrad.summary`."""
 
     def __call__(self, params: Any, state: Any, batch: Batch) -> tuple[Any, Any]:
         """One update: `(params, state, batch) -> (updates, state)`."""
@@ -120,12 +122,14 @@ class Recipe(NamedTuple):
         default_window: `(stack, params, T) -> W`.
         needs_example: whether the state of a stream depends on the inputs' dtype.
         screen: `(stack, params)` raises for what the rule cannot credit.
+        credits: `(stack, params) -> {path: how the rule credits that parameter}`.
     """
 
     name: str
     begin: Callable[[Stack, Leaves, Any], Any]
     process: Callable[[Frame, Any, Window], tuple[Any, Leaves, jax.Array]]
     idle: Any
+    credits: Callable[[Stack, Leaves], dict[Path, str]]
     keeps: tuple[str, ...] = ()
     prepare: Callable[[Stack, Leaves], dict[str, Any]] | None = None
     default_window: Callable[[Stack, Leaves, int], int] = lambda stack, params, steps: steps
@@ -159,28 +163,39 @@ def windowed_rule(
     """
     check_choices(model, loss, batch_size, window, reduction)
 
-    def init(params: Any) -> Any:
-        leaves, _ = flatten(nn.meta.unbox(params))
+    def taken_apart(leaves: Leaves, needed: bool) -> tuple[Any, Any]:
+        """The model's stack and one step's input, or two Nones where only an example could tell."""
+        strict = recipe.needs_example and batch_size is not None
         spec = example_spec(
-            model, leaves, recipe.name, example, batch_size,
-            needed=batch_size is not None or recipe.prepare is not None,
-            strict=recipe.needs_example and batch_size is not None,
+            model, leaves, recipe.name, example, batch_size, needed=needed, strict=strict
         )
         if spec is None:
-            return recipe.idle
+            return None, None
         stack = assemble(model, leaves, spec)
         if recipe.screen is not None:
             recipe.screen(stack, leaves)
+        return stack, spec
+
+    def init(params: Any) -> Any:
+        leaves = leaves_of(params)
+        needed = batch_size is not None or recipe.prepare is not None
+        stack, spec = taken_apart(leaves, needed)
         state = recipe.idle
         if batch_size is not None:
             blank = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), spec)
             state = recipe.begin(stack, leaves, blank)
-        made = {} if recipe.prepare is None else recipe.prepare(stack, leaves)
-        return state._replace(**made)
+        if recipe.prepare is not None:
+            state = state._replace(**recipe.prepare(stack, leaves))
+        return state
+
+    def credits(params: Any) -> dict[Path, str]:
+        leaves = leaves_of(params)
+        stack, _ = taken_apart(leaves, needed=True)
+        return recipe.credits(stack, leaves)
 
     @jax.jit
     def advance(params: Any, state: Any, batch: Batch) -> tuple[Any, Any]:
-        leaves, _ = flatten(nn.meta.unbox(params))
+        leaves = leaves_of(params)
         batch_axis, steps = check_batch(batch, batch_size)
         x = jax.tree.map(lambda a: a[:, 0], batch.inputs)
         stack = assemble(model, leaves, x)
@@ -216,11 +231,13 @@ def windowed_rule(
         found, state = advance(params, state, batch)
         return flatten(params)[1](found), state
 
-    return LearningRule(init, update)
+    rule = LearningRule(init, update)
+    rule.credits = credits
+    return rule
 
 
 def even_window(steps: int, most: int = 64) -> int:
-    """At most `most` steps, and if possible a divisor of `steps` so that no short window remains."""
+    """At most `most` steps; if possible a divisor of `steps`, so that no short window remains."""
     return next((w for w in range(min(most, steps), most // 2, -1) if steps % w == 0), most)
 
 
@@ -253,6 +270,7 @@ def over_windows(
     if full == 1:
         acc = body(acc, cut(0, size), alone, alone and not rest)
     else:
+
         def step(acc: Any, k: jax.Array) -> tuple[Any, None]:
             return body(acc, cut(k * size, size), False, False), None
 

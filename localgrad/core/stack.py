@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from localgrad.core.forward import Tape, forward
 from localgrad.core.modules import LinenModule, Module, as_module, impure
 from localgrad.core.network import Network
 from localgrad.core.params import Leaves, Path, placed, under
-from localgrad.core.passes import Tape, forward, length, merge_steps, split_steps
+from localgrad.core.steps import length, merge_steps, split_steps
 from localgrad.core.synapses import Anatomy, dissect, infer_input
 
 
@@ -211,11 +212,11 @@ def _memoryless(module: Module | None, params: Leaves, xs: Any, steps: int) -> t
     return split_steps(ys, steps), lambda q: (*pull(merge_steps(q)), None)
 
 
-def encoded_each(stack: Stack, params: Leaves, x: Any, q: Any) -> Leaves:
+def encoded_each(encoder: Module, params: Leaves, x: Any, q: Any) -> Leaves:
     """The encoder's gradient of one example for each row.
 
     Args:
-        stack: the model, taken apart, with an encoder.
+        encoder: the memoryless module below the cells.
         params: the model's parameters.
         x: inputs of one example, leaves [W, ...].
         q: credit of the encoder's outputs, leaves [K, W, ...].
@@ -224,7 +225,7 @@ def encoded_each(stack: Stack, params: Leaves, x: Any, q: Any) -> Leaves:
         Leaves [K, ...].
     """
     own = under(params, ("encoder",))
-    _, pull = jax.vjp(lambda p: stack.encoder.apply(p, x), own)
+    _, pull = jax.vjp(lambda p: encoder.apply(p, x), own)
     return placed(jax.vmap(lambda q: pull(q)[0])(q), ("encoder",))
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from localgrad.core.contraction import contract, contract_each, pres
+from localgrad.core.credit import assign, input_credit, sweep_units
 from localgrad.core.feedback import Feedback, check_feedback, make_feedback
+from localgrad.core.forward import CUT, DIAGONAL, Entries, Tape
 from localgrad.core.locality import (
     own_entries,
     require_constant_leak,
@@ -15,23 +19,18 @@ from localgrad.core.locality import (
     require_local,
     tried,
 )
-from localgrad.core.params import Leaves, accumulator, added, placed, under
-from localgrad.core.passes import (
-    CUT,
-    DIAGONAL,
-    Entries,
-    Tape,
-    assign,
-    contract,
-    contract_each,
-    input_credit,
-    one_row,
-    pres,
-    row,
-    sweep_units,
+from localgrad.core.params import Leaves, Path, accumulator, added, placed, under
+from localgrad.core.rule import (
+    Frame,
+    LearningRule,
+    Loss,
+    Recipe,
+    Window,
+    even_window,
+    windowed_rule,
 )
-from localgrad.core.rule import Frame, LearningRule, Loss, Recipe, Window, even_window, windowed_rule
 from localgrad.core.stack import Stack, run
+from localgrad.core.steps import one_row, row
 from localgrad.core.synapses import Anatomy
 
 
@@ -113,11 +112,37 @@ def local_recipe(
         del params
         return {"feedback": make_feedback(rule, feedback, key, stack)}
 
+    def credits(stack: Stack, params: Leaves) -> dict[Path, str]:
+        found = {}
+        for path in params:
+            if path[:1] == ("readout",) and stack.readout is not None:
+                found[path] = "exact"
+            elif path[:1] == ("encoder",) and stack.encoder is not None:
+                found[path] = "same time step only"
+        for level in stack.levels:
+            cell, prefix = stack.cells[level], stack.prefixes[level]
+            own = under(params, prefix)
+            kept = _silent(cell, own, stack.initial[level], cut)
+            for path in own:
+                text = "own unit's past (eligibility)" if path in kept else "this step only"
+                if isinstance(feedback, str) and feedback == "symmetric":
+                    text += ", through the cells above" if level + 1 < len(stack.cells) else ""
+                else:
+                    text += ", by feedback weights"
+                found[prefix + path] = text
+            if not _live(cell, cut):
+                found |= {
+                    prefix + path: f"{found[prefix + path]}: its units keep nothing, as tbptt(1)"
+                    for path in own
+                }
+        return {path: found[path] for path in params}
+
     return Recipe(
         name=rule,
         begin=begin,
         process=process,
         idle=EligibilityState(jnp.zeros(())),
+        credits=credits,
         keeps=("feedback",),
         prepare=prepare,
         default_window=lambda stack, params, steps: even_window(steps),
@@ -150,15 +175,15 @@ def _silent(cell: Anatomy, params: Leaves, carry: Any, cut: str) -> Leaves:
     if not live:
         return {}
     batch, units = jax.tree.leaves(carry)[0].shape
-    shapes = {path: (units,) for path in cell.others_reach}
-    for site, reach in zip(cell.sites, cell.drives_reach, strict=True):
-        if reach:
-            own = under(params, site.layer.path)
-            shapes |= placed({path: leaf.shape for path, leaf in own.items()}, site.layer.path)
-    return {
-        path: jnp.zeros((len(live), batch, *shape), accumulator(params[path]))
-        for path, shape in shapes.items()
+    lead = (len(live), batch)
+    zeros = {
+        path: jnp.zeros((*lead, units), accumulator(params[path])) for path in cell.others_reach
     }
+    for site, reach in zip(cell.sites, cell.drives_reach, strict=True):
+        own = under(params, site.layer.path) if reach else {}
+        silent = {path: jnp.zeros((*lead, *v.shape), accumulator(v)) for path, v in own.items()}
+        zeros |= placed(silent, site.layer.path)
+    return zeros
 
 
 def _learn_cell(
@@ -193,9 +218,7 @@ def _learn_cell(
         return contract(cell, params, received, row(credit.posts, 0)) | credit.others, eligibility
 
     probes = 0 if closing else len(live)
-    left, entering = sweep_units(
-        cell, params, tape, q_y, live, probes, method.cut, method.entries
-    )
+    left, entering = sweep_units(cell, params, tape, q_y, live, probes, method.cut, method.entries)
     credit = assign(cell, params, tape, one_row(q_y), left, per_unit=True)
     grads = contract(cell, params, received, row(credit.posts, 0))
     for path, post in credit.others.items():
@@ -223,22 +246,24 @@ def _spread(per_unit: jax.Array, like: jax.Array) -> jax.Array:
 
 def _faded(old: jax.Array, passed: list[jax.Array]) -> jax.Array:
     """Old eligibilities [S, B, ...] carried through the window's unit dynamics."""
-    return sum(_spread(lam, old) * old[s][None] for s, lam in enumerate(passed))
+    terms = [_spread(lam, old) * old[s][None] for s, lam in enumerate(passed)]
+    return functools.reduce(jnp.add, terms)
 
 
 def _recalled(
     eligibility: Leaves, credit: list[jax.Array], cell: Anatomy, params: Leaves
 ) -> Leaves:
-    """What credit [B, N] of the entering carry adds to the gradients by way of the eligibilities."""
+    """What credit [B, N] of the entering carry adds to the gradients through eligibilities."""
     found = {}
     for path, old in eligibility.items():
-        grad = _summed(sum(_spread(lam, old) * old[s] for s, lam in enumerate(credit)))
+        terms = [_spread(lam, old) * old[s] for s, lam in enumerate(credit)]
+        grad = _summed(functools.reduce(jnp.add, terms))
         found[path] = _to_leaf(grad, params[path]) if path in cell.others else grad
     return found
 
 
 def _summed(each: jax.Array) -> jax.Array:
-    """Sum over the leading axis by halves: XLA's own reduction of a product is 40x slower on CPU."""
+    """Sum over the leading axis by halves: on CPU XLA reduces such a product 40x slower."""
     while (count := each.shape[0]) > 1:
         half = count // 2
         pairs = each[:half] + each[half : 2 * half]
@@ -262,7 +287,69 @@ def eprop(
     key: jax.Array | None = None,
     example: Any = None,
 ) -> LearningRule:
-    """e-prop."""
+    r"""e-prop: eligibilities of each unit's own dynamics, times an instantaneous learning signal.
+
+    With `s_t` the state of a unit (all that its synapses did not put there at this step), the
+    eligibility of a parameter and the update are::
+
+        eps_t = (ds_t/ds_{t-1}) eps_{t-1} + ds_t/dW       the recurrent synapses' path left out
+        e_t   = (dy_t/ds_t) eps_t
+        update = sum_t L_t e_t                            L_t the learning signal
+
+    It works on any cell whose units touch each other through their recurrent layers only (all of
+    Flax's dense cells but the Linen `OptimizedLSTMCell`, which has no layers to tap).
+
+    *Estimates* BPTT's gradient with every path through a recurrent synapse cut, except where it is
+    the last; with `feedback="symmetric"` that is exact for the parameters' own unit, and exact BPTT
+    where no unit feeds another. In a stack, a lower cell is credited through the cells above at the
+    same time step only, and an encoder at the same time step only. Random feedback replaces the
+    readout's transpose and keeps its bias. On a tanh `SimpleCell`, whose units keep nothing past
+    the cut, it equals `tbptt(horizon=1)`. Readout parameters get their exact gradient.
+    *Costs* about half to two thirds of BPTT's time, one eligibility for each parameter, example and
+    live state component, memory flat in T.
+
+    Args:
+        model: a Flax cell: a Linen module as it is, an NNX cell through `localgrad.from_nnx`, or a
+            `localgrad.Network`.
+        loss: `(outputs [B, ...], targets [B, ...]) -> [B]` or `[B, ...]`, the loss of one time
+            step for each example, such as `optax.l2_loss`; trailing axes are averaged.
+        feedback: how the error dL/d(output) reaches the cells. `"symmetric"` sends it back through
+            the readout and, below the last cell, through the cells above at the same time step.
+            `"random"` draws fixed weights from N(0, 1 / N), shape (N, O), for each cell; an array
+            (N, O), or one a cell (a sequence, or a dict by `cells_i`), is used as it is.
+        batch_size: None for *episodic* learning: each batch holds whole sequences, from the initial
+            carry. B for *streaming*: B parallel streams whose carry and eligibilities persist
+            from call to call.
+        window: steps processed together inside a call; memory grows with it, never with T, and the
+            numbers do not depend on it. None picks a size.
+        reduction: `"mean"` divides by the total weight of this call's steps, `"sum"` does not.
+        key: a typed PRNG key, needed for `feedback="random"`; used by `init` alone.
+        example: one time step's inputs without the batch axis (array or `ShapeDtypeStruct`), needed
+            by `init` only if no Dense or Embed layer takes the input as it is.
+
+    Returns:
+        A `LearningRule`; its state is an `EligibilityState`.
+
+    Raises:
+        ValueError: by name, for a cell whose units it cannot treat one by one, and for feedback,
+            key or batch it cannot use.
+
+    Example:
+        >>> import flax.linen as nn, jax, jax.numpy as jnp, localgrad, optax
+        >>> model = localgrad.Network((nn.LSTMCell(8),), readout=nn.Dense(2))
+        >>> x = jnp.ones((4, 10, 3))  # [B, T, I]
+        >>> carry = model.initialize_carry(jax.random.key(0), (4, 3))
+        >>> params = model.init(jax.random.key(1), carry, x[:, 0])["params"]
+        >>> rule = localgrad.eprop(model, optax.l2_loss, feedback="random", key=jax.random.key(2))
+        >>> updates, state = rule(params, rule.init(params), localgrad.Batch(x, x[..., :2]))
+        >>> state.feedback["cells_0"].shape
+        (8, 2)
+
+    Reference:
+        Bellec, Scherr, Subramoney, Hajek, Salaj, Legenstein and Maass, "A solution to the learning
+        dilemma for recurrent networks of spiking neurons", Nature Communications, 2020,
+        https://doi.org/10.1038/s41467-020-17236-y
+    """
     recipe = local_recipe("eprop", CUT, feedback, key)
     return windowed_rule(
         model,
@@ -286,7 +373,64 @@ def rflo(
     key: jax.Array | None = None,
     example: Any = None,
 ) -> LearningRule:
-    """RFLO."""
+    r"""RFLO: leaky eligibility traces times a learning signal that arrives by random feedback.
+
+    For the leaky rate unit `a_t = (1 - alpha) a_{t-1} + alpha phi(u_t)` with feedback weights B::
+
+        p_t = (1 - alpha) p_{t-1} + alpha phi'(u_t) (x) pre_t
+        update = sum_t (B dL/dy_t) p_t
+
+    The same update as `eprop`, for the cells it was derived for: those in which, past the cut of
+    the recurrent layer, a unit's state only fades by a constant factor (`localgrad.RateCell`,
+    `SimpleCell`). Gated cells are refused; `eprop` takes them.
+
+    *Estimates* BPTT's gradient without the paths through recurrent synapses, seen through B instead
+    of the readout: biased, and no descent direction in general until the readout has aligned with
+    B. With `feedback="symmetric"` only the first bias remains. Under plain SGD the change of the
+    weights has at most the rank of B; under Adam it has not. Readout parameters get their exact
+    gradient. *Costs* what `eprop` costs.
+
+    Args:
+        model: a Flax cell: a Linen module as it is, an NNX cell through `localgrad.from_nnx`, or a
+            `localgrad.Network`.
+        loss: `(outputs [B, ...], targets [B, ...]) -> [B]` or `[B, ...]`, the loss of one time
+            step for each example, such as `optax.l2_loss`; trailing axes are averaged.
+        feedback: how the error dL/d(output) reaches the cells. `"symmetric"` sends it back through
+            the readout and, below the last cell, through the cells above at the same time step.
+            `"random"`, the default, draws fixed weights from N(0, 1 / N), shape (N, O), for each
+            cell; an array (N, O), or one a cell (a sequence, or a dict by `cells_i`), is used as
+            it is.
+        batch_size: None for *episodic* learning: each batch holds whole sequences, from the initial
+            carry. B for *streaming*: B parallel streams whose carry and eligibilities persist
+            from call to call.
+        window: steps processed together inside a call; memory grows with it, never with T, and the
+            numbers do not depend on it. None picks a size.
+        reduction: `"mean"` divides by the total weight of this call's steps, `"sum"` does not.
+        key: a typed PRNG key, needed for `feedback="random"`; used by `init` alone.
+        example: one time step's inputs without the batch axis (array or `ShapeDtypeStruct`), needed
+            by `init` only if no Dense or Embed layer takes the input as it is.
+
+    Returns:
+        A `LearningRule`; its state is an `EligibilityState`.
+
+    Raises:
+        ValueError: by name, for a cell whose leak is not constant, and as in `eprop`.
+
+    Example:
+        >>> import flax.linen as nn, jax, jax.numpy as jnp, localgrad, optax
+        >>> model = localgrad.Network((localgrad.RateCell(8, alpha=0.2),), readout=nn.Dense(2))
+        >>> x = jnp.ones((4, 10, 3))  # [B, T, I]
+        >>> carry = model.initialize_carry(jax.random.key(0), (4, 3))
+        >>> params = model.init(jax.random.key(1), carry, x[:, 0])["params"]
+        >>> rule = localgrad.rflo(model, optax.l2_loss, key=jax.random.key(2))
+        >>> updates, state = rule(params, rule.init(params), localgrad.Batch(x, x[..., :2]))
+        >>> updates["cells_0"]["h"]["kernel"].shape
+        (8, 8)
+
+    Reference:
+        Murray, "Local online learning in recurrent networks with random feedback", eLife, 2019,
+        https://doi.org/10.7554/eLife.43299
+    """
     recipe = local_recipe("rflo", CUT, feedback, key, leaky_only=True)
     return windowed_rule(
         model,

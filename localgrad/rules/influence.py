@@ -8,21 +8,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from localgrad.core.contraction import contract, outer, pres
+from localgrad.core.credit import assign, input_credit, sweep
+from localgrad.core.forward import DIAGONAL
 from localgrad.core.params import Leaves, Path, accumulator, added, placed, under
-from localgrad.core.passes import (
-    DIAGONAL,
-    assign,
-    contract,
-    input_credit,
-    length,
-    one_row,
-    outer,
-    pres,
-    row,
-    sweep,
+from localgrad.core.rule import (
+    Frame,
+    LearningRule,
+    Loss,
+    Recipe,
+    Window,
+    even_window,
+    windowed_rule,
 )
-from localgrad.core.rule import Frame, LearningRule, Loss, Recipe, Window, even_window, windowed_rule
 from localgrad.core.stack import Pass, Stack, encoded_each, run
+from localgrad.core.steps import length, one_row, row
 from localgrad.rules.eligibility import local_recipe
 
 GIB = 1024**3
@@ -60,7 +60,57 @@ def snap(
     reduction: str = "mean",
     example: Any = None,
 ) -> LearningRule:
-    """SnAp."""
+    r"""SnAp-1: RTRL's influence with only each parameter's effect on its own unit kept.
+
+    For a parameter of unit i, with `J_t` the full Jacobian of the step::
+
+        m_t = J_t[i, i] m_{t-1} + ds_{t,i}/dW             update = sum_t (dL_t/ds_{t,i}) m_t
+
+    `J_t[i, i]` holds the unit's own dynamics, as in `eprop`, and the unit's synapse onto itself:
+    the diagonal of each recurrent kernel. In an LSTM that makes the trace of h live.
+
+    *Estimates* BPTT's gradient without the paths that visit another unit in between: biased, with
+    no variance; exact where the recurrent kernels are diagonal. In a stack, lower cells and the
+    encoder are credited as by `eprop`. Readout parameters get their exact gradient. *Costs* what
+    `eprop` costs (one eligibility for each parameter, example and state component).
+
+    Args:
+        model: a Flax cell: a Linen module as it is, an NNX cell through `localgrad.from_nnx`, or a
+            `localgrad.Network`.
+        loss: `(outputs [B, ...], targets [B, ...]) -> [B]` or `[B, ...]`, the loss of one time
+            step for each example, such as `optax.l2_loss`; trailing axes are averaged.
+        order: 1. On dense recurrent layers SnAp-2 and above are exact RTRL.
+        batch_size: None for *episodic* learning: each batch holds whole sequences, from the initial
+            carry. B for *streaming*: B parallel streams whose carry and influence persist from call
+            to call.
+        window: steps processed together inside a call; memory grows with it, never with T, and the
+            numbers do not depend on it. None picks a size.
+        reduction: `"mean"` divides by the total weight of this call's steps, `"sum"` does not.
+        example: one time step's inputs without the batch axis (array or `ShapeDtypeStruct`), needed
+            by `init` only if no Dense or Embed layer takes the input as it is.
+
+    Returns:
+        A `LearningRule`; its state is an `EligibilityState`.
+
+    Raises:
+        ValueError: for an `order` other than 1, by name for a cell it cannot credit, and as in
+            `eprop`.
+
+    Example:
+        >>> import flax.linen as nn, jax, jax.numpy as jnp, localgrad, optax
+        >>> model = localgrad.Network((nn.GRUCell(8),), readout=nn.Dense(2))
+        >>> x = jnp.ones((4, 10, 3))  # [B, T, I]
+        >>> carry = model.initialize_carry(jax.random.key(0), (4, 3))
+        >>> params = model.init(jax.random.key(1), carry, x[:, 0])["params"]
+        >>> rule = localgrad.snap(model, optax.l2_loss)
+        >>> updates, state = rule(params, rule.init(params), localgrad.Batch(x, x[..., :2]))
+        >>> updates["cells_0"]["hn"]["kernel"].shape
+        (8, 8)
+
+    Reference:
+        Menick, Elsen, Evci, Osindero, Simonyan and Graves, "A practical sparse approximation for
+        real time recurrent learning", 2020, https://arxiv.org/abs/2006.07232
+    """
     if order != 1:
         raise ValueError(
             f"order must be 1; got {order!r}. On the dense recurrent layers of Flax cells SnAp-2 "
@@ -87,7 +137,61 @@ def rtrl(
     max_influence_bytes: int = 4 * GIB,
     example: Any = None,
 ) -> LearningRule:
-    """RTRL."""
+    r"""Real-time recurrent learning: the exact gradient, forward in time.
+
+    With `s_t` the model's whole carry, `J_t = ds_t/ds_{t-1}`, and `M_t = ds_t/dW` the influence::
+
+        M_t = J_t M_{t-1} + I_t                            update = sum_t (dL_t/ds_t) M_t
+
+    Within a window of W steps this is done in reverse (Schmidhuber): with `g` and `M_window` from W
+    steps of backpropagation, `A` the window's Jacobian and `c_0` the credit of the carry that
+    entered it, `g + c_0 M_0` is the same number, and the next influence is `A M_0 + M_window`.
+
+    *Estimates* BPTT's gradient without bias or variance, however a stream is split (with parameters
+    that stay fixed; while they learn, M mixes Jacobians of different parameters). *Costs*
+    O(N^3 + N^4 / W) a step and example instead of O(N^4), and an influence of N S P numbers for
+    each example. In a stack the influence is kept in blocks (carry of cell l) x (parameters of cell
+    k <= l and of the encoder); the readout has none and gets its exact gradient.
+
+    Args:
+        model: a Flax cell: a Linen module as it is, an NNX cell through `localgrad.from_nnx`, or a
+            `localgrad.Network`.
+        loss: `(outputs [B, ...], targets [B, ...]) -> [B]` or `[B, ...]`, the loss of one time
+            step for each example, such as `optax.l2_loss`; trailing axes are averaged.
+        batch_size: None for *episodic* learning: each batch holds whole sequences, from the initial
+            carry. B for *streaming*: B parallel streams whose carry and influence persist from call
+            to call.
+        window: steps processed together inside a call; memory grows with it, never with T, and the
+            numbers do not depend on it. None picks a size.
+        reduction: `"mean"` divides by the total weight of this call's steps, `"sum"` does not.
+        max_influence_bytes: refuse to allocate more than this for the influence.
+        example: one time step's inputs without the batch axis (array or `ShapeDtypeStruct`), needed
+            by `init` only if no Dense or Embed layer takes the input as it is.
+
+    Returns:
+        A `LearningRule`; its state is an `InfluenceState`.
+
+    Raises:
+        ValueError: if the influence would not fit, and as in `bptt`.
+
+    Example:
+        >>> import flax.linen as nn, jax, jax.numpy as jnp, localgrad, optax
+        >>> model = localgrad.Network((nn.GRUCell(8),), readout=nn.Dense(2))
+        >>> x = jnp.ones((4, 10, 3))  # [B, T, I]
+        >>> carry = model.initialize_carry(jax.random.key(0), (4, 3))
+        >>> params = model.init(jax.random.key(1), carry, x[:, 0])["params"]
+        >>> rule = localgrad.rtrl(model, optax.l2_loss, batch_size=4)
+        >>> updates, state = rule(params, rule.init(params), localgrad.Batch(x, x[..., :2]))
+        >>> state.influence["cells_0"][("cells_0", "hn", "kernel")].shape  # [B, N, N, N]
+        (4, 8, 8, 8)
+
+    Reference:
+        Williams and Zipser, "A learning algorithm for continually running fully recurrent neural
+        networks", Neural Computation, 1989, https://doi.org/10.1162/neco.1989.1.2.270;
+        Schmidhuber, "A fixed size storage O(n^3) time complexity learning algorithm for fully
+        recurrent continually running networks", Neural Computation, 1992,
+        https://doi.org/10.1162/neco.1992.4.2.243
+    """
 
     def begin(stack: Stack, params: Leaves, x: Any) -> InfluenceState:
         carry = stack.pack(stack.initial)
@@ -135,6 +239,7 @@ def rtrl(
         begin=begin,
         process=process,
         idle=InfluenceState(jnp.zeros(())),
+        credits=_credits,
         default_window=_default_window,
         screen=screen,
     )
@@ -168,14 +273,10 @@ def _reaching(stack: Stack, params: Leaves, level: int) -> list[Path]:
     return list(dict.fromkeys([*paths, *(prefix + path for path in sorted(cell.others_reach))]))
 
 
-def _blocks(
-    stack: Stack, params: Leaves, level: int, batch: int
-) -> dict[Path, tuple[int, ...]]:
+def _blocks(stack: Stack, params: Leaves, level: int, batch: int) -> dict[Path, tuple[int, ...]]:
     """Shapes of a cell's influence, by parameter path."""
     size = _size(stack.initial[level])
-    return {
-        path: (batch, size, *params[path].shape) for path in _reaching(stack, params, level)
-    }
+    return {path: (batch, size, *params[path].shape) for path in _reaching(stack, params, level)}
 
 
 def _default_window(stack: Stack, params: Leaves, steps: int) -> int:
@@ -188,6 +289,14 @@ def _default_window(stack: Stack, params: Leaves, steps: int) -> int:
         for shape in _blocks(stack, params, level, 1).values()
     )
     return even_window(steps, int(np.clip(2 * held // (rows * max(1, width)), 1, 128)))
+
+
+def _credits(stack: Stack, params: Leaves) -> dict[Path, str]:
+    remembered = {path for level in stack.levels for path in _reaching(stack, params, level)}
+    return {
+        path: "exact, whole past (influence)" if path in remembered else "exact, no memory needed"
+        for path in params
+    }
 
 
 class Rows(NamedTuple):
@@ -303,7 +412,7 @@ def _carried(frame: Frame, influence: Any, rows: Rows, xs: Any) -> Any:
                 )(rows_b.posts[level])
             written |= placed(each, prefix)
         if stack.encoder is not None:
-            written |= encoded_each(stack, params, x, rows_b.encoded)
+            written |= encoded_each(stack.encoder, params, x, rows_b.encoded)
         new: dict[str, Leaves] = {}
         for level in stack.levels:
             name, span = stack.name(level), rows.spans[level]

@@ -1,0 +1,70 @@
+"""What synapses learn: each layer's own VJP on its stacked (pre, post), once a window."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from localgrad.core.forward import Tape
+from localgrad.core.params import Leaves, accumulator, placed, under
+from localgrad.core.steps import length, merge_steps, split_steps
+from localgrad.core.synapses import Anatomy, record
+
+
+def pres(cell: Anatomy, params: Leaves, tape: Tape) -> list[jax.Array]:
+    """What each synapse received, [W, B, ...], recomputed for the whole window at once."""
+    carry, x, drives = merge_steps((tape.carries, tape.xs, tape.drives))
+    _, _, received = record(cell.module, params, carry, x, drives)
+    return split_steps(received, length(tape.xs))
+
+
+def contract(cell: Anatomy, params: Leaves, received: list, posts: list) -> Leaves:
+    """What the synapses learn: each layer's own VJP on its (pre, post), summed over W and B.
+
+    Args:
+        cell: its anatomy.
+        params: its parameters.
+        received: pre of each synapse call, [W, B, ...].
+        posts: credit of each drive, [W, B, D].
+
+    Returns:
+        A gradient for every leaf that a synapse owns, at least float32.
+    """
+    return outer(cell, params, merge_steps(received), merge_steps(posts))
+
+
+def contract_each(cell: Anatomy, params: Leaves, received: list, posts: list) -> Leaves:
+    """`contract` for each row and example: posts [W, K, B, D] give leaves [K, B, ...]."""
+    if not posts:
+        return {}
+    # Examples first, and fixed so: XLA on CPU would otherwise transpose one factor, at 3x the time.
+    received, posts = jax.lax.optimization_barrier(
+        (
+            [jnp.moveaxis(pre, 1, 0) for pre in received],
+            [jnp.moveaxis(post, (2, 0), (0, 1)) for post in posts],
+        )
+    )
+    by_row = jax.vmap(lambda pre, post: outer(cell, params, pre, post), (None, 1))
+    return jax.vmap(by_row, out_axes=1)(received, posts)
+
+
+def outer(cell: Anatomy, params: Leaves, received: list, posts: list) -> Leaves:
+    """The layers' VJPs on (pre, post) with one leading axis, which they sum over.
+
+    Args:
+        cell: its anatomy.
+        params: its parameters.
+        received: pre of each synapse call, [M, ...].
+        posts: credit of each drive, [M, D].
+
+    Returns:
+        A gradient for every leaf that a synapse owns, at least float32.
+    """
+    grads: Leaves = {}
+    for site, pre, post in zip(cell.sites, received, posts, strict=True):
+        own = {p: v.astype(accumulator(v)) for p, v in under(params, site.layer.path).items()}
+        drive, pull = jax.vjp(lambda v, pre=pre, site=site: site.layer.apply(v, pre), own)
+        (found,) = pull(post.astype(drive.dtype))
+        for path, grad in placed(found, site.layer.path).items():
+            grads[path] = grads[path] + grad if path in grads else grad
+    return grads
