@@ -101,8 +101,11 @@ def bptt(model: Any, params: Any, steps: Steps) -> Any:
     return jax.grad(lambda p: weighed(outputs_of(model, p, steps), steps))(params)
 
 
-def tbptt(model: Any, params: Any, steps: Steps, horizon: int) -> Any:
-    """The sum of each loss's own gradient, run again from a fixed carry `horizon` steps back."""
+def tbptt(model: Any, params: Any, steps: Steps, horizon: Any, longest: int = 7) -> Any:
+    """The sum of each loss's own gradient, run again from a fixed carry `horizon` steps back.
+
+    One program serves every horizon up to `longest`.
+    """
     step, start = runner(model)
     initial = start(steps.inputs[0])
     length = len(steps.inputs)
@@ -115,16 +118,15 @@ def tbptt(model: Any, params: Any, steps: Steps, horizon: int) -> Any:
 
     def loss_at(params: Any, s: jax.Array) -> jax.Array:
         oldest = jnp.maximum(s - horizon + 1, 0)
+
+        def go(carry: Any, t: jax.Array) -> tuple[Any, jax.Array]:
+            now = jnp.minimum(t, length - 1)
+            new, y = step(params, choose(steps.reset[now], initial, carry), steps.inputs[now])
+            return jax.tree.map(lambda a, b: jnp.where(t <= s, a, b), new, carry), y
+
         carry = sg(jax.tree.map(lambda a: a[oldest], entering))
-        y = 0.0
-        for k in range(horizon):
-            t = jnp.minimum(oldest + k, length - 1)
-            new, y_t = step(params, choose(steps.reset[t], initial, carry), steps.inputs[t])
-            within = oldest + k <= s
-            carry = jax.tree.map(lambda a, b, ok=within: jnp.where(ok, a, b), new, carry)
-            y = jnp.where(within, y_t, y)
-        here = Steps(*(a[s] for a in steps))
-        return weighed(y, here)
+        _, ys = jax.lax.scan(go, carry, oldest + jnp.arange(longest))
+        return weighed(ys[s - oldest], Steps(*(a[s] for a in steps)))
 
     every = jax.vmap(jax.grad(loss_at), in_axes=(None, 0))(params, jnp.arange(length))
     return jax.tree.map(lambda a: a.sum(0), every)

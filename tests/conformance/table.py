@@ -19,7 +19,7 @@ from flax import nnx
 import localgrad
 
 # All sizes differ, so that no axis can stand in for another; only the batch has 7 entries.
-B, T, I, N, O = 7, 20, 2, 4, 5
+B, T, N, IN, OUT = 7, 20, 4, 2, 5
 SYMBOLS = 6
 
 
@@ -62,7 +62,9 @@ class Rule(NamedTuple):
 def _read(*cells: Any, **kwargs: Any) -> Callable[[], localgrad.Network]:
     """A network of these cells (made by functions, so that each call has its own) and a readout."""
     return lambda: localgrad.Network(
-        tuple(make() for make in cells), readout=nn.Dense(O), **{k: v() for k, v in kwargs.items()}
+        tuple(make() for make in cells),
+        readout=nn.Dense(OUT),
+        **{k: v() for k, v in kwargs.items()},
     )
 
 
@@ -88,9 +90,9 @@ MODELS: dict[str, Model] = {
     "lstm": Model(_read(lambda: nn.LSTMCell(N, **_stock)), ("lstm",)),
     "optimized_lstm": Model(_read(lambda: nn.OptimizedLSTMCell(N, **_stock)), ("lstm",)),
     "mgu": Model(_read(lambda: nn.MGUCell(N, **_stock)), ("mgu",)),
-    "nnx_simple": Model(lambda: nnx.SimpleCell(I, N, **_nnx()), ("nnx_simple",)),
-    "nnx_gru": Model(lambda: nnx.GRUCell(I, N, **_nnx()), ("nnx_gru",)),
-    "nnx_lstm": Model(lambda: nnx.LSTMCell(I, N, **_nnx()), ("nnx_lstm",)),
+    "nnx_simple": Model(lambda: nnx.SimpleCell(IN, N, **_nnx()), ("nnx_simple",)),
+    "nnx_gru": Model(lambda: nnx.GRUCell(IN, N, **_nnx()), ("nnx_gru",)),
+    "nnx_lstm": Model(lambda: nnx.LSTMCell(IN, N, **_nnx()), ("nnx_lstm",)),
     "two_gated": Model(
         _read(lambda: nn.LSTMCell(N, **_stock), lambda: nn.GRUCell(N - 1, **_stock)),
         ("lstm", "gru"),
@@ -99,7 +101,7 @@ MODELS: dict[str, Model] = {
         _read(lambda: nn.SimpleCell(N, **_stock), lambda: _rate(N - 1)), ("simple", "rate")
     ),
     "embed": Model(
-        _read(lambda: _rate(N), encoder=lambda: nn.Embed(SYMBOLS, I)), ("rate",), symbols=True
+        _read(lambda: _rate(N), encoder=lambda: nn.Embed(SYMBOLS, IN)), ("rate",), symbols=True
     ),
 }
 
@@ -179,7 +181,7 @@ def build(name: str) -> Built:
     if row.symbols:
         inputs = jnp.asarray(rng.integers(0, SYMBOLS, (B, T)), jnp.int32)
     else:
-        inputs = jnp.asarray(rng.normal(size=(B, T, I)))
+        inputs = jnp.asarray(rng.normal(size=(B, T, IN)))
     model = row.make()
     if isinstance(model, nnx.Module):
         model, params = localgrad.from_nnx(model)
@@ -187,7 +189,7 @@ def build(name: str) -> Built:
     else:
         carry = model.initialize_carry(jax.random.key(0), inputs[:, 0].shape)
         params = model.init(jax.random.key(0), carry, inputs[:, 0])["params"]
-        width = O
+        width = OUT
     params = jax.tree.map(lambda a: jnp.asarray(a + 0.3 * rng.normal(size=a.shape)), params)
     targets = jnp.asarray(rng.normal(size=(B, T, width)))
     batch = localgrad.Batch(inputs, targets)

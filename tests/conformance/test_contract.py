@@ -5,6 +5,7 @@ resets; 20 steps in episodic mode without) and shared by its tests.
 """
 
 import functools
+from collections.abc import Iterator
 from typing import Any
 
 import chex
@@ -34,9 +35,11 @@ RAGGED = [1, 1, HALF, *[1] * (HALF - 2)]
 
 
 @pytest.fixture(scope="module", params=CASES, ids=name_of)
-def case(request) -> Case:
-    """Each pair of the table in turn."""
-    return request.param
+def case(request) -> Iterator[Case]:
+    """Each pair of the table in turn; what it compiled is dropped after its last test."""
+    yield request.param
+    rule_of.cache_clear()
+    start.cache_clear()
 
 
 @pytest.fixture(scope="module")
