@@ -53,7 +53,8 @@ class Config:
     optimizer (Adam; RMSprop where a row says so). The learning rate suits BPTT; no rule is tuned.
     Prints a table a network; writes results.json, learning_curves.png and alignment.png.
 
-    Takes about 220 s of CPU time, 2 to 4 minutes on two cores. It gave these accuracies (%, mean of 3 seeds):
+    Takes about 220 s of CPU time, 2 to 4 minutes on two cores. It gave these accuracies (%, mean of
+    3 seeds):
 
     digits by rows, GRU: BPTT and RTRL 97, SnAp-1 and e-prop 95, TBPTT(1) 90, readout only 73;
     delayed recall, GRU: BPTT and RTRL 100, SnAp-1 96, e-prop 84, TBPTT(1) 25, readout only 25.
