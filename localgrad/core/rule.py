@@ -213,6 +213,7 @@ def windowed_rule(
             work, grads, loss_sum = so_far
             frame = Frame(stack, leaves, objective, opening, closing)
             work, found, loss_now = recipe.process(frame, work, stretch)
+            found = {path: grad.astype(grads[path].dtype) for path, grad in found.items()}
             return work, added(grads, found), loss_sum + loss_now
 
         grads = {path: jnp.zeros(leaf.shape, accumulator(leaf)) for path, leaf in leaves.items()}
