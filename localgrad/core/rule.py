@@ -52,6 +52,9 @@ class LearningRule(optax.GradientTransformationExtraArgs):
     the updates are gradient-signed, so that optax's `-learning_rate` descends them. The same rule
     comes first in an `optax.chain`, which hands it `batch` as an extra argument.
 
+    A call compiles itself, so it needs no `jax.jit` around it. Around more than the rule, jit a
+    function: `jax.jit(rule)` itself fails, since JAX cannot hold a weak reference to a tuple.
+
     Example:
         >>> import flax.linen as nn, jax, jax.numpy as jnp, localgrad, optax
         >>> model = localgrad.Network((nn.GRUCell(8),), readout=nn.Dense(2))

@@ -225,6 +225,7 @@ def _recipe(name: str, horizon: int | None) -> Recipe:
                 grads | found | ran.encode(q_x),
                 loss,
             )
+        _check_like(past.inputs, window.inputs)
         before = run(stack, params, stack.unpack(past.carry), past.inputs, past.reset[:-1])
         tapes = [_joined(*pair) for pair in zip(before.tapes, ran.tapes, strict=True)]
         steps = length(past.reset) - 1
@@ -301,6 +302,16 @@ def _following(past: History, window: Window) -> jax.Array:
     if reset is None:
         reset = jnp.zeros((length(window.inputs), past.reset.shape[1]), bool)
     return reset.at[0].set(reset[0] | past.reset[-1])
+
+
+def _check_like(kept: Any, new: Any) -> None:
+    """Raises if the inputs are not what `example` said they would be."""
+    old, now = ([(a.shape[2:], a.dtype.name) for a in jax.tree.leaves(t)] for t in (kept, new))
+    if old != now or jax.tree.structure(kept) != jax.tree.structure(new):
+        raise ValueError(
+            f"batch.inputs are, for one step and example, {now}, but tbptt was made with an "
+            f"example of {old} (shape, dtype). Give it example=batch.inputs[0, 0]."
+        )
 
 
 def _joined(a: Tape, b: Tape) -> Tape:
