@@ -125,7 +125,8 @@ def replay(
             drive = graft(drive, _own_weight(own[("kernel",)], *entries[i], pre))
         return drive
 
-    return respond_to(cell.module, params, carry, x, respond)
+    new, y = respond_to(cell.module, params, carry, x, respond)
+    return jax.tree.map(lambda a, b: a.astype(b.dtype), new, carry), y
 
 
 def _own_weight(kernel: jax.Array, start: int, units: int, pre: jax.Array) -> jax.Array:
