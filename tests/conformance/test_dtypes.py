@@ -1,0 +1,94 @@
+"""Precision: float32 and bfloat16 parameters, float64, and mixtures."""
+
+import functools
+from collections.abc import Iterator
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import localgrad
+from tests.conformance.table import RULES
+
+B, T, IN, OUT = 4, 6, 2, 3
+every_rule = pytest.mark.parametrize("name", RULES)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def float64() -> Iterator[None]:
+    """Float64 is off here but where a test asks for it."""
+    yield
+
+
+@functools.cache
+def network():
+    """A network that every rule takes, with float32 parameters, and data in NumPy."""
+    rng = np.random.default_rng(0)
+    model = localgrad.Network(
+        (nn.SimpleCell(5), localgrad.RateCell(4, alpha=0.3, learn_alpha=True)),
+        readout=nn.Dense(OUT),
+    )
+    inputs = rng.normal(size=(B, T, IN)).astype(np.float32)
+    carry = model.initialize_carry(jax.random.key(0), (B, IN))
+    params = model.init(jax.random.key(0), carry, inputs[:, 0])["params"]
+    return model, params, inputs, rng.normal(size=(B, T, OUT)).astype(np.float32)
+
+
+@functools.cache
+def updated(name, dtype=jnp.float32, data=jnp.float32, x64=False):
+    """Two windows of a stream: the parameters, the updates, and the states before and after."""
+    with jax.enable_x64(x64):
+        model, params, inputs, targets = network()
+        params = jax.tree.map(lambda a: jnp.asarray(a, dtype), params)
+        batch = localgrad.Batch(jnp.asarray(inputs, data), jnp.asarray(targets, data))
+        rule = RULES[name].make(
+            model, optax.l2_loss, batch_size=B, window=3, reduction="sum", example=batch.inputs[0, 0]
+        )
+        state = rule.init(params)
+        if getattr(state, "feedback", None) is not None:
+            # A key draws other numbers in float64.
+            rng = np.random.default_rng(1)
+            drawn = jax.tree.map(
+                lambda a: jnp.asarray(rng.normal(size=a.shape), a.dtype), state.feedback
+            )
+            state = state._replace(feedback=drawn)
+        return params, *rule(params, state, batch), state
+
+
+def dtypes(tree):
+    return [leaf.dtype for leaf in jax.tree.leaves(tree)]
+
+
+MIXTURES = {
+    "float32": (jnp.float32, jnp.float32, False),
+    "bfloat16": (jnp.bfloat16, jnp.bfloat16, False),
+    "bfloat16 on float32 data": (jnp.bfloat16, jnp.float32, False),
+    "float64": (jnp.float64, jnp.float64, True),
+    "float32 on float64 data": (jnp.float32, jnp.float64, True),
+}
+
+
+@every_rule
+@pytest.mark.parametrize("mixture", MIXTURES)
+def test_updates_have_their_parameters_dtype(name, mixture):
+    dtype, data, x64 = MIXTURES[mixture]
+    params, updates, after, before = updated(name, dtype, data, x64)
+    assert set(dtypes(updates)) == set(dtypes(params)) == {jnp.dtype(dtype)}
+    assert dtypes(after) == dtypes(before)
+    assert after.loss.dtype == (jnp.float64 if x64 else jnp.float32)
+    held = [getattr(after, field, None) for field in ("influence", "eligibility")]
+    assert set(dtypes(held)) <= {jnp.promote_types(dtype, jnp.float32)}
+
+
+@every_rule
+@pytest.mark.parametrize("mixture", list(MIXTURES)[1:])
+def test_precision_does_not_change_the_rule(name, mixture):
+    dtype, data, x64 = MIXTURES[mixture]
+    error = 0.05 if dtype == jnp.bfloat16 else 1e-4
+    updates, reference = updated(name, dtype, data, x64)[1], updated(name)[1]
+    for found, exact in zip(jax.tree.leaves(updates), jax.tree.leaves(reference), strict=True):
+        gap = np.linalg.norm(np.asarray(found, np.float64) - np.asarray(exact, np.float64))
+        assert gap <= error * np.linalg.norm(exact)
