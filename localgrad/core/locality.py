@@ -17,7 +17,7 @@ import numpy as np
 
 from localgrad.core.modules import Module
 from localgrad.core.params import Leaves, Path, under
-from localgrad.core.synapses import CHAINED, RECURRENT, Anatomy, dissect, record, respond_to
+from localgrad.core.synapses import CHAINED, OUTPUT, RECURRENT, Anatomy, dissect, record, respond_to
 
 POINTS = 3
 
@@ -88,7 +88,8 @@ def _trial(module: Module, params: Leaves, carry: Any, x: Any) -> Findings:
     spread = jnp.zeros(())
     leak_carry, leak_drives, leak_others = jnp.zeros(()), [jnp.zeros(())] * len(drives), {}
     for k, leaf in enumerate(out):
-        if leaf.shape[-1] != units:
+        if leaf.shape[-1] != units:  # only y can have another width
+            leak_others = dict.fromkeys(others, jnp.full((), jnp.inf))
             continue
         eye = jnp.broadcast_to(jnp.eye(units, dtype=leaf.dtype)[:, None], (units, *leaf.shape))
         one_hot = [jnp.zeros((units, *o.shape), o.dtype) for o in out]
@@ -189,7 +190,7 @@ def require_local(cell: Anatomy, params: Leaves, found: Findings, name: str, rul
             raise ValueError(f"{where}: {label} is called more than once a step. {way_out}")
         if site.layer.kind.startswith("Conv"):
             raise ValueError(f"{where}: {label} is a {site.layer.kind}. {way_out}")
-        if not leak <= 0:
+        if site.role != OUTPUT and not leak <= 0:
             raise ValueError(
                 f"{where}: {label} reaches other units than its own (effect {leak:.2g}), as under "
                 f"a normalisation over units. {way_out}"
@@ -203,7 +204,8 @@ def require_local(cell: Anatomy, params: Leaves, found: Findings, name: str, rul
         if found.others.get(path, 0.0) > 0 or not _is_unit(params[path], found):
             raise ValueError(
                 f"{where}: parameter {'/'.join(path)} of shape {params[path].shape} belongs to no "
-                f"layer that localgrad can see and is not one number a unit. {way_out}"
+                f"layer that localgrad can see and is not one number a unit, or it reaches y by "
+                f"way of other units. {way_out}"
             )
     _require_claimed(cell, params, where, way_out)
 

@@ -1,0 +1,154 @@
+"""What feeds what inside a cell: read off its jaxpr, through whatever wraps it."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import pytest
+
+from localgrad.core.modules import as_module
+from localgrad.core.params import flatten
+from localgrad.core.synapses import CHAINED, INPUT, OUTPUT, RECURRENT, dependencies, dissect
+
+B, N, IN = 2, 4, 3
+
+
+class _Cell(nn.RNNCellBase):
+    """The carry of every cell below: [B, N]."""
+
+    @nn.nowrap
+    def initialize_carry(self, rng, input_shape):
+        return jnp.zeros((*input_shape[:-1], N))
+
+    @property
+    def num_feature_axes(self):
+        return 1
+
+
+class Concatenated(_Cell):
+    @nn.compact
+    def __call__(self, carry, x):
+        carry = jnp.tanh(nn.Dense(N, name="both")(jnp.concatenate([x, carry], -1)))
+        return carry, carry
+
+
+class WithReadout(_Cell):
+    @nn.compact
+    def __call__(self, carry, x):
+        carry = jnp.tanh(nn.Dense(N, name="i")(x) + nn.Dense(N, name="h")(carry))
+        return carry, nn.Dense(2, name="o")(carry)
+
+
+class ResetBefore(_Cell):
+    @nn.compact
+    def __call__(self, carry, x):
+        r = nn.sigmoid(nn.Dense(N, name="ir")(x) + nn.Dense(N, name="hr")(carry))
+        carry = jnp.tanh(nn.Dense(N, name="in")(x) + nn.Dense(N, name="hn")(r * carry))
+        return carry, carry
+
+
+class ReadsInput(_Cell):
+    @nn.compact
+    def __call__(self, carry, x):
+        carry = jnp.tanh(nn.Dense(N, name="i")(x) + nn.Dense(N, name="h")(carry))
+        return carry, carry + x.sum(-1, keepdims=True)
+
+
+class InnerJit(_Cell):
+    """Its gates pass through a jit that would join everything, were it not looked into."""
+
+    @nn.compact
+    def __call__(self, carry, x):
+        @jax.jit
+        def swap(a, b):
+            return b, a
+
+        drive, own = swap(carry, nn.Dense(N, name="i")(x))
+        carry = jnp.tanh(drive + nn.Dense(N, name="h")(own))
+        return carry, carry
+
+
+def anatomy(cell):
+    x = jnp.ones((B, IN))
+    carry = cell.initialize_carry(None, x.shape)
+    params, _ = flatten(cell.init(jax.random.key(0), carry, x)["params"])
+    return dissect(as_module(cell), params, carry, x)
+
+
+@pytest.mark.parametrize(
+    ("cell", "roles"),
+    [
+        (Concatenated(), {"both": RECURRENT}),
+        (WithReadout(), {"i": INPUT, "h": RECURRENT, "o": OUTPUT}),
+        (ResetBefore(), {"ir": INPUT, "hr": RECURRENT, "in": INPUT, "hn": CHAINED}),
+        (ReadsInput(), {"i": INPUT, "h": RECURRENT}),
+        (InnerJit(), {"i": INPUT, "h": RECURRENT}),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
+)
+def test_roles(cell, roles):
+    assert {site.layer.path[-1]: site.role for site in anatomy(cell).sites} == roles
+
+
+def test_x_is_seen_where_it_passes_no_layer():
+    assert anatomy(ReadsInput()).reads_x
+    assert not anatomy(WithReadout()).reads_x
+    assert anatomy(Concatenated()).sites[0].reads_x
+
+
+def test_only_the_cell_state_of_an_lstm_lives_between_its_layers():
+    cell = nn.LSTMCell(N)
+    x = jnp.ones((B, IN))
+    carry = cell.initialize_carry(jax.random.key(0), x.shape)
+    params, _ = flatten(cell.init(jax.random.key(0), carry, x)["params"])
+    assert dissect(as_module(cell), params, carry, x).live == (True, False)
+
+
+def through(name):
+    """A function (a, b) -> (uses a, uses b), wrapped in the named way."""
+
+    def apart(a, b):
+        return 2 * a, jnp.sin(b)
+
+    if name == "jit":
+        return jax.jit(apart)
+    if name == "remat":
+        return jax.checkpoint(apart)
+    if name == "custom_jvp":
+        wrapped = jax.custom_jvp(apart)
+        wrapped.defjvp(lambda primals, tangents: (apart(*primals), tangents))
+        return wrapped
+    if name == "custom_vjp":
+        wrapped = jax.custom_vjp(apart)
+        wrapped.defvjp(lambda a, b: (apart(a, b), None), lambda _, q: q)
+        return wrapped
+    if name == "cond":
+        return lambda a, b: jax.lax.cond(True, apart, lambda a, b: (a, b), a, b)
+    assert name == "scan"
+    return lambda a, b: jax.lax.scan(lambda c, _: (apart(*c), None), (a, b), None, length=2)[0]
+
+
+@pytest.mark.parametrize("name", ["jit", "remat", "custom_jvp", "custom_vjp", "cond", "scan"])
+def test_dependencies_keep_apart_what_is_apart(name):
+    jaxpr = jax.make_jaxpr(through(name))(1.0, 2.0).jaxpr
+    assert dependencies(jaxpr) == [{0}, {1}]
+
+
+def test_a_scan_hands_on_what_one_pass_gives_the_next():
+    def shift(carry, x):
+        a, b, c = carry
+        return (x, a, b), c
+
+    def run(a, b, c, xs):
+        return jax.lax.scan(shift, (a, b, c), xs)
+
+    found = dependencies(jax.make_jaxpr(run)(1.0, 2.0, 3.0, jnp.ones(5)).jaxpr)
+    assert found[:3] == [{3}, {0, 3}, {0, 1, 3}]
+
+
+def test_a_loop_of_unknown_length_joins_everything():
+    def run(a, b):
+        return jax.lax.while_loop(lambda c: c[0] < 3, lambda c: (c[0] + 1, c[1]), (a, b))
+
+    assert functools.reduce(set.union, dependencies(jax.make_jaxpr(run)(1.0, 2.0).jaxpr)) == {0, 1}

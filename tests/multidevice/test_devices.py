@@ -1,0 +1,73 @@
+"""The same numbers on eight devices as on one. Runs in a process of its own: see `make test`."""
+
+import functools
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+import localgrad
+
+B, T, IN, OUT = 8, 6, 3, 2
+RULES = {
+    "bptt": localgrad.bptt,
+    "tbptt": functools.partial(localgrad.tbptt, horizon=3, example=jnp.zeros(IN)),
+    "rtrl": localgrad.rtrl,
+    "snap": localgrad.snap,
+    "eprop": functools.partial(localgrad.eprop, feedback="random", key=jax.random.key(1)),
+    "rflo": functools.partial(localgrad.rflo, key=jax.random.key(1)),
+    "readout_only": localgrad.readout_only,
+}
+
+
+@pytest.fixture(scope="module")
+def problem():
+    assert jax.device_count() == 8, "run with --xla_force_host_platform_device_count=8"
+    model = localgrad.Network((localgrad.RateCell(4, alpha=0.3),), readout=nn.Dense(OUT))
+    keys = jax.random.split(jax.random.key(0), 3)
+    batch = localgrad.Batch(
+        jax.random.normal(keys[0], (B, T, IN)), jax.random.normal(keys[1], (B, T, OUT))
+    )
+    carry = model.initialize_carry(keys[2], (B, IN))
+    params = model.init(keys[2], carry, batch.inputs[:, 0])["params"]
+    return model, params, batch
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_a_batch_sharded_over_devices_gives_the_same(name, problem):
+    model, params, batch = problem
+    rule = RULES[name](model, optax.l2_loss, batch_size=B, reduction="mean")
+    state = rule.init(params)
+    updates, after = rule(params, state, batch)
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    split = NamedSharding(mesh, PartitionSpec("data"))
+    whole = NamedSharding(mesh, PartitionSpec())
+    sharded = localgrad.Batch(*(None if a is None else jax.device_put(a, split) for a in batch))
+    step = jax.jit(lambda p, s, b: rule(p, s, b))
+    on_all = jax.device_put(params, whole), jax.device_put(state, whole)
+    found, new = step(*on_all, sharded)
+    assert len(found["readout"]["kernel"].sharding.device_set) == 8
+    found, new = jax.device_get((found, (new.carry, new.loss)))
+    chex.assert_trees_all_close(found, jax.device_get(updates), atol=1e-6)
+    chex.assert_trees_all_close(new, jax.device_get((after.carry, after.loss)), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_a_pmean_over_pmapped_devices_gives_the_same(name, problem):
+    model, params, batch = problem
+    updates, _ = (rule := RULES[name](model, optax.l2_loss))(params, rule.init(params), batch)
+    one_each = localgrad.Batch(*(a if a is None else a[:, None] for a in batch))
+    state = rule.init(params)
+
+    @functools.partial(jax.pmap, axis_name="data", in_axes=(None, 0))
+    def step(state, piece):
+        found, _ = rule(params, state, localgrad.Batch(*piece))
+        return jax.lax.pmean(found, "data")
+
+    found = step(state, (one_each.inputs, one_each.targets))
+    first = jax.tree.map(lambda a: a[0], jax.device_get(found))
+    chex.assert_trees_all_close(first, jax.device_get(updates), atol=1e-6)
