@@ -1,0 +1,1 @@
+"""Benchmarks: what the rules cost beside jitted Flax BPTT and beside stepwise forms of the same."""

@@ -1,0 +1,214 @@
+"""What every benchmark shares: problems, the Flax baseline, interleaved timing."""
+
+from __future__ import annotations
+
+import functools
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+import localgrad
+
+INPUTS, OUTPUTS = 32, 10
+FLAX = "flax BPTT"
+CELLS: dict[str, Callable[[int], Any]] = {
+    "rate": lambda units: localgrad.RateCell(units, alpha=0.2),
+    "GRU": nn.GRUCell,
+}
+RULES: dict[str, Callable[..., localgrad.LearningRule]] = {
+    "eprop": localgrad.eprop,
+    "rflo": functools.partial(localgrad.rflo, feedback="symmetric"),
+    "snap(1)": localgrad.snap,
+    "bptt": localgrad.bptt,
+    "tbptt(1)": functools.partial(localgrad.tbptt, horizon=1),
+    "tbptt(10)": functools.partial(localgrad.tbptt, horizon=10),
+    "readout_only": localgrad.readout_only,
+}
+
+
+class Plan(NamedTuple):
+    """What to measure: N units, T steps, B examples.
+
+    Attributes:
+        cells: names of `CELLS`.
+        rules: names of `RULES`.
+        units: the N to time.
+        steps: the T to time.
+        main: the N and T of the window sweep and of the peers.
+        windows: the W of the window sweep.
+        exact: T of exact RTRL; and of its stepwise form, which is slow.
+        memory: the two T whose peak memory is compared.
+        streamed: how many single steps a scan takes.
+        batch: B.
+        seconds: how long to repeat each comparison.
+        clock: the clock to read.
+    """
+
+    cells: Sequence[str] = tuple(CELLS)
+    rules: Sequence[str] = tuple(RULES)
+    units: Sequence[int] = (32, 128, 256)
+    steps: Sequence[int] = (1000,)
+    main: tuple[int, int] = (128, 1000)
+    windows: Sequence[int] = (1, 5, 10, 25, 50, 100, 200, 500, 1000)
+    exact: tuple[int, int] = (128, 16)
+    memory: tuple[int, int] = (1_000, 100_000)
+    streamed: int = 1000
+    batch: int = 16
+    seconds: float = 3.0
+    clock: Callable[[], float] = time.perf_counter
+
+    def rules_for(self, cell: str) -> list[str]:
+        """The rules that credit this cell: RFLO asks for a constant leak."""
+        return [rule for rule in self.rules if rule != "rflo" or cell == "rate"]
+
+
+class Problem(NamedTuple):
+    """A network of one cell and a Dense readout, with its parameters and a batch."""
+
+    model: localgrad.Network
+    params: Any
+    batch: localgrad.Batch
+
+
+def problem(cell: str, units: int, steps: int, batch: int, abstract: bool = False) -> Problem:
+    """Random inputs and targets for a cell of `CELLS`; `abstract` gives shapes without data."""
+    model = localgrad.Network((CELLS[cell](units),), readout=nn.Dense(OUTPUTS))
+
+    def data() -> tuple[Any, localgrad.Batch]:
+        keys = jax.random.split(jax.random.key(0), 3)
+        inputs = jax.random.normal(keys[0], (batch, steps, INPUTS))
+        targets = jax.random.normal(keys[1], (batch, steps, OUTPUTS))
+        carry = model.initialize_carry(keys[2], (batch, INPUTS))
+        params = model.init(keys[2], carry, inputs[:, 0])["params"]
+        return params, localgrad.Batch(inputs, targets)
+
+    return Problem(model, *(jax.eval_shape(data) if abstract else jax.jit(data)()))
+
+
+def streaming(make: Callable[..., Any], task: Problem, **settings: Any) -> localgrad.LearningRule:
+    """A rule that streams a problem's examples."""
+    batch, _, width = task.batch.inputs.shape
+    example = jax.ShapeDtypeStruct((width,), task.batch.inputs.dtype)
+    return make(task.model, optax.l2_loss, batch_size=batch, example=example, **settings)
+
+
+def update_of(make: Callable[..., Any], task: Problem, **settings: Any) -> tuple[Callable, tuple]:
+    """One streaming update of a rule, and its arguments (shapes, if the problem is abstract)."""
+    rule = streaming(make, task, **settings)
+    abstract = isinstance(task.batch.inputs, jax.ShapeDtypeStruct)
+    state = jax.eval_shape(rule.init, task.params) if abstract else rule.init(task.params)
+    return rule.__call__, (task.params, state, task.batch)
+
+
+def flax_bptt(task: Problem) -> tuple[Callable, tuple]:
+    """BPTT as one writes it with `flax.linen.RNN`, and its arguments."""
+
+    def loss(params: Any, batch: localgrad.Batch) -> jax.Array:
+        return _run_flax(task.model, params, batch, None)[1]
+
+    return jax.value_and_grad(loss), (task.params, task.batch)
+
+
+def flax_recomputed(task: Problem, chunk: int) -> tuple[Callable, tuple]:
+    """The same, but storing only every `chunk`-th carry: the rest is computed again."""
+
+    def loss(params: Any, batch: localgrad.Batch) -> jax.Array:
+        @functools.partial(jax.checkpoint, prevent_cse=False)
+        def piece(carry: Any, start: jax.Array) -> tuple[Any, jax.Array]:
+            def cut(a: jax.Array) -> jax.Array:
+                return jax.lax.dynamic_slice_in_dim(a, start, chunk, axis=1)
+
+            return _run_flax(task.model, params, jax.tree.map(cut, batch), carry)
+
+        examples, steps, width = batch.inputs.shape
+        carry = task.model.cells[0].initialize_carry(jax.random.key(0), (examples, width))
+        return jax.lax.scan(piece, carry, jnp.arange(0, steps, chunk))[1].mean()
+
+    return jax.value_and_grad(loss), (task.params, task.batch)
+
+
+def _run_flax(model: Any, params: Any, batch: localgrad.Batch, carry: Any) -> tuple[Any, jax.Array]:
+    """`nn.RNN` of the cell, the readout over all steps at once: the carry and the mean loss."""
+    run = nn.RNN(model.cells[0], return_carry=True)
+    variables = {"params": {"cell": params["cells_0"]}}
+    carry, hidden = run.apply(variables, batch.inputs, initial_carry=carry)
+    outputs = model.readout.apply({"params": params["readout"]}, hidden)
+    return carry, optax.l2_loss(outputs, batch.targets).mean()
+
+
+def root(steps: int) -> int:
+    """The largest divisor of T up to its square root: the chunk to recompute that stores least."""
+    return max(w for w in range(1, int(steps**0.5) + 1) if steps % w == 0)
+
+
+def compiled(function: Callable, arguments: tuple) -> Callable[[], Any]:
+    """The compiled call, ready to time: nothing donated, no arguments left."""
+    return functools.partial(jax.jit(function).lower(*arguments).compile(), *arguments)
+
+
+def check_close(found: Any, expected: Any, what: str, tolerance: float = 1e-4) -> None:
+    """Raises unless every leaf agrees, relative to its largest entry."""
+
+    def error(a: jax.Array, b: jax.Array) -> float:
+        return float(jnp.abs(a - b).max() / jnp.abs(b).max())
+
+    worst = max(jax.tree.leaves(jax.tree.map(error, found, expected)))
+    if not worst <= tolerance:
+        raise RuntimeError(f"{what}: gradients differ by {worst:.1e}, more than {tolerance:.0e}.")
+
+
+class Timing(NamedTuple):
+    """Milliseconds of one call, and the same over the reference's."""
+
+    median_ms: float
+    min_ms: float
+    ratio: float
+    ratio_of_min: float
+
+    def __str__(self) -> str:
+        return f"{self.median_ms:#.3g} ms {self.ratio:6.2f}x ({self.ratio_of_min:.2f}x)"
+
+
+def interleave(
+    plan: Plan,
+    calls: Mapping[str, Callable[[], Any]],
+    reference: str,
+    per: Mapping[str, int] | None = None,
+) -> dict[str, Timing]:
+    """Times calls in turn, round after round, so that a busy machine slows all alike.
+
+    Args:
+        plan: the clock, and how long to repeat.
+        calls: what to time, by name.
+        reference: whose time the ratios are to.
+        per: steps of each call to divide its time by; 1 if left out.
+
+    Returns:
+        The timing of each call by name.
+    """
+    for call in calls.values():
+        jax.block_until_ready(call())
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    end = time.perf_counter() + plan.seconds
+    while len(times[reference]) < 3 or (time.perf_counter() < end and len(times[reference]) < 1000):
+        for name, call in calls.items():
+            begin = plan.clock()
+            jax.block_until_ready(call())
+            times[name].append(1e3 * (plan.clock() - begin) / (per or {}).get(name, 1))
+    medians = {name: statistics.median(found) for name, found in times.items()}
+    least = {name: min(found) for name, found in times.items()}
+    return {
+        name: Timing(
+            medians[name],
+            least[name],
+            medians[name] / medians[reference],
+            least[name] / least[reference],
+        )
+        for name in calls
+    }

@@ -1,0 +1,78 @@
+"""Every benchmark on a tiny plan: it runs, its checks of equal gradients hold, and it reports."""
+
+import json
+
+import jax.numpy as jnp
+import pytest
+
+from benchmarks import harness, measures, peers, report
+from benchmarks.__main__ import CELL_NAMES, SECTION_NAMES, parser
+
+PLAN = harness.Plan(
+    cells=("rate",),
+    rules=("eprop",),
+    units=(4,),
+    steps=(6,),
+    main=(4, 6),
+    windows=(2,),
+    exact=(6, 3),
+    memory=(4, 8),
+    streamed=3,
+    batch=2,
+    seconds=0.0,
+)
+BENCHMARKS = {
+    "speed": measures.speed,
+    "windows": measures.windows,
+    "peers": peers.peers,
+    "memory": measures.memory,
+    "latency": measures.latency,
+}
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_benchmark_gives_tables_and_bars(name, tmp_path):
+    items = list(BENCHMARKS[name](PLAN))
+    tables = [item for item in items if isinstance(item, report.Table)]
+    bars = [item for item in items if isinstance(item, report.Bar)]
+    assert tables and len(tables) + len(bars) == len(items)
+    assert bars or name == "windows"
+    for table in [*tables, report.table_of_bars(bars)]:
+        lines = str(table).splitlines()
+        assert len({len(line) for line in lines[3:]}) == 1, "the columns are aligned"
+    report.write_json(tmp_path / "found.json", "cpu", {name: items})
+    found = json.loads((tmp_path / "found.json").read_text())["sections"][name]
+    assert [item.get("title") for item in found if "title" in item] == [t.title for t in tables]
+
+
+def test_different_gradients_are_an_error():
+    with pytest.raises(RuntimeError, match="a beside b: gradients differ by 1.0e\\+00"):
+        harness.check_close([jnp.zeros(2)], [jnp.ones(2)], "a beside b")
+
+
+@pytest.mark.parametrize(("steps", "chunk"), [(1000, 25), (100_000, 250), (7, 1)])
+def test_the_chunk_divides_the_steps(steps, chunk):
+    assert harness.root(steps) == chunk
+
+
+@pytest.mark.parametrize(
+    ("measured", "limit", "at_least", "met"),
+    [(1.004, 1.0, False, True), (1.01, 1.0, False, False), (19.9, 20.0, True, False)],
+)
+def test_a_bar_is_met_as_printed(measured, limit, at_least, met):
+    assert report.Bar("claim", measured, limit, at_least).met == met
+
+
+def test_the_command_line_names_what_there_is(capsys):
+    with pytest.raises(SystemExit) as stop:
+        parser().parse_args(["--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    assert all(name in text for name in (*BENCHMARKS, *harness.CELLS))
+    assert tuple(BENCHMARKS) == SECTION_NAMES and tuple(harness.CELLS) == CELL_NAMES
+
+
+def test_quick_and_full_exclude_each_other(capsys):
+    with pytest.raises(SystemExit):
+        parser().parse_args(["--quick", "--full"])
+    assert "not allowed with" in capsys.readouterr().err
