@@ -275,7 +275,13 @@ def _through(eqn: Any, ins: list[set[int]]) -> list[set[int]]:
     depends = dependencies(inner)
     if eqn.primitive.name != "scan":
         return [set().union(*(ins[i] for i in out)) for out in depends]
-    n_consts, n_carry = eqn.params["num_consts"], eqn.params["num_carry"]
+    # A scan's invars are consts, carry, xs and its outvars carry, ys; xs and ys have an axis more
+    # outside than inside.
+    n_carry = sum(
+        a.aval.ndim == b.aval.ndim for a, b in zip(eqn.outvars, inner.outvars, strict=True)
+    )
+    n_kept = sum(a.aval.ndim == b.aval.ndim for a, b in zip(eqn.invars, inner.invars, strict=True))
+    n_consts = n_kept - n_carry
     ins = list(ins)
     for _ in range(n_carry + 1):  # what one pass of the loop hands to the next
         outs = [set().union(*(ins[i] for i in out)) for out in depends]
