@@ -55,13 +55,19 @@ class LinenModule:
         return self.module.apply({"params": unflatten_dict(params)}, *args)
 
     def tapped(self, params: Leaves, tap: Tap, *args: Any) -> Any:
-        """Calls the module with `tap` supplying the drive of every synapse."""
-        inside = False
+        """Calls the module with `tap` supplying the drive of every synapse.
+
+        A layer inside a lifted transform (`nn.jit`, `nn.remat`, `nn.WeightNorm`) is not tapped: it
+        is called with parameters, and on values, that are not ours to see.
+        """
+        inside, root = False, None
 
         def intercept(next_fun, call_args, call_kwargs, context):
-            nonlocal inside
+            nonlocal inside, root
             layer = context.module
-            if inside or type(layer) not in LINEN_SYNAPSES or context.method_name != "__call__":
+            root = root or layer.scope.root
+            plain = layer.scope.root is root and context.method_name == "__call__"
+            if inside or type(layer) not in LINEN_SYNAPSES or not plain:
                 return next_fun(*call_args, **call_kwargs)
             inside = True
             try:
