@@ -195,18 +195,19 @@ def require_local(cell: Anatomy, params: Leaves, found: Findings, name: str, rul
                 f"{where}: {label} reaches other units than its own (effect {leak:.2g}), as under "
                 f"a normalisation over units. {way_out}"
             )
+    for path in cell.others:
+        if found.others.get(path, 0.0) > 0 or not _is_unit(params[path], found):
+            raise ValueError(
+                f"{where}: parameter {'/'.join(path)} of shape {params[path].shape} belongs to no "
+                f"layer that localgrad can see (one inside nn.jit, nn.remat or nn.WeightNorm is "
+                f"not) and is not one number a unit, or it reaches y by way of other units. "
+                f"{way_out}"
+            )
     if not found.carry <= 0:
         raise ValueError(
             f"{where}: the state of one unit reaches another's outside any layer "
             f"(effect {found.carry:.2g}). {way_out}"
         )
-    for path in cell.others:
-        if found.others.get(path, 0.0) > 0 or not _is_unit(params[path], found):
-            raise ValueError(
-                f"{where}: parameter {'/'.join(path)} of shape {params[path].shape} belongs to no "
-                f"layer that localgrad can see and is not one number a unit, or it reaches y by "
-                f"way of other units. {way_out}"
-            )
     _require_claimed(cell, params, where, way_out)
 
 
