@@ -91,9 +91,10 @@ def learn(
         >>> losses.shape, bool(losses[-1] < losses[0])
         ((10,), True)
     """
-    size, steps = check_batch(batch, None)
+    _, steps = check_batch(batch, None)
     if not isinstance(chunk, int) or chunk < 1:
         raise ValueError(f"chunk must be a positive integer, in time steps; got {chunk!r}.")
+    chunk = min(chunk, steps)
     full, rest = divmod(steps, chunk)
 
     def step(so_far: tuple[Any, Any], start: Any, width: int) -> tuple[tuple[Any, Any], jax.Array]:

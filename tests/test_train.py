@@ -1,0 +1,132 @@
+"""`evaluate`, `learn`, `reset`, `summary`, and saving in mid-stream."""
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+import orbax.checkpoint as ocp
+import pytest
+
+import localgrad
+
+B, T, IN, N, OUT = 3, 10, 2, 4, 2
+
+
+def problem(**kwargs):
+    model = localgrad.Network((nn.GRUCell(N), nn.LSTMCell(N)), readout=nn.Dense(OUT), **kwargs)
+    keys = jax.random.split(jax.random.key(0), 3)
+    inputs = jax.random.normal(keys[0], (B, T, IN))
+    if "encoder" in kwargs:
+        inputs = jax.random.randint(keys[0], (B, T), 0, 5)
+    batch = localgrad.Batch(inputs, jax.random.normal(keys[1], (B, T, OUT)))
+    carry = model.initialize_carry(keys[2], batch.inputs[:, 0].shape)
+    return model, model.init(keys[2], carry, batch.inputs[:, 0])["params"], batch
+
+
+def piece(batch, start, stop):
+    return jax.tree.map(lambda a: a[:, start:stop], batch)
+
+
+@pytest.mark.parametrize("kwargs", [{}, {"encoder": nn.Embed(5, 3)}], ids=["dense", "embed"])
+def test_evaluate_is_what_flax_runs(kwargs):
+    model, params, batch = problem(**kwargs)
+    loss, outputs, carry = localgrad.evaluate(model, optax.l2_loss, params, batch)
+    runner = nn.RNN(model, return_carry=True)
+    end, expected = runner.apply({"params": {"cell": params}}, batch.inputs)
+    chex.assert_trees_all_close((outputs, carry), (expected, end), atol=1e-6)
+    chex.assert_trees_all_close(loss, optax.l2_loss(expected, batch.targets).mean(), rtol=1e-5)
+
+
+def test_evaluate_goes_on_from_a_carry():
+    model, params, batch = problem()
+    whole = localgrad.evaluate(model, optax.l2_loss, params, batch)
+    first = localgrad.evaluate(model, optax.l2_loss, params, piece(batch, 0, 4))
+    second = localgrad.evaluate(model, optax.l2_loss, params, piece(batch, 4, T), first[2])
+    chex.assert_trees_all_close(second[2], whole[2], atol=1e-6)
+    chex.assert_trees_all_close(jnp.concatenate([first[1], second[1]], 1), whole[1], atol=1e-6)
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 10, 20])
+def test_learn_is_a_loop_of_updates(chunk):
+    model, params, batch = problem()
+    rule = localgrad.eprop(model, optax.l2_loss, batch_size=B)
+    tx = optax.chain(rule, optax.adam(1e-2))
+    learned, opt_state, losses = jax.jit(lambda p, s, b: localgrad.learn(tx, p, s, b, chunk=chunk))(
+        params, tx.init(params), batch
+    )
+    state, expected = tx.init(params), []
+    for start in range(0, T, chunk):
+        updates, state = tx.update(None, state, params, batch=piece(batch, start, start + chunk))
+        params = optax.apply_updates(params, updates)
+        expected.append(optax.tree.get(state, "loss"))
+    chex.assert_trees_all_close(learned, params, atol=1e-5)
+    chex.assert_trees_all_close(opt_state, state, atol=1e-5)
+    chex.assert_trees_all_close(losses, jnp.stack(expected), atol=1e-6)
+
+
+def test_learn_refuses_a_chunk_that_is_none():
+    model, params, batch = problem()
+    tx = optax.chain(localgrad.eprop(model, optax.l2_loss, batch_size=B), optax.sgd(0.1))
+    with pytest.raises(ValueError, match="chunk must be a positive integer.*got 0"):
+        localgrad.learn(tx, params, tx.init(params), batch, chunk=0)
+
+
+@pytest.mark.parametrize("name", ["eprop", "rtrl", "tbptt", "bptt", "readout_only"])
+def test_reset_starts_afresh_and_keeps_the_feedback(name):
+    model, params, batch = problem()
+    extra = {
+        "eprop": {"feedback": "random", "key": jax.random.key(3)},
+        "tbptt": {"horizon": 3, "example": batch.inputs[0, 0]},
+    }
+    rule = getattr(localgrad, name)(model, optax.l2_loss, batch_size=B, **extra.get(name, {}))
+    tx = optax.chain(rule, optax.sgd(0.1))
+    fresh = tx.init(params)
+    _, used = tx.update(None, fresh, params, batch=piece(batch, 0, 6))
+    again = piece(batch, 6, T)
+    expected, _ = tx.update(None, fresh, params, batch=again)
+    updates, _ = tx.update(None, localgrad.reset(used), params, batch=again)
+    chex.assert_trees_all_close(updates, expected, atol=1e-7)
+    stale, _ = tx.update(None, used, params, batch=again)
+    with pytest.raises(AssertionError):
+        chex.assert_trees_all_close(stale, expected, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", ["eprop", "rtrl", "tbptt"])
+def test_saved_and_restored_in_mid_stream_nothing_changes(name, tmp_path):
+    model, params, batch = problem()
+    extra = {
+        "eprop": {"feedback": "random", "key": jax.random.key(3)},
+        "tbptt": {"horizon": 3, "example": batch.inputs[0, 0]},
+    }
+    rule = getattr(localgrad, name)(model, optax.l2_loss, batch_size=B, **extra.get(name, {}))
+    tx = optax.chain(rule, optax.adam(1e-2))
+    learn = jax.jit(lambda p, s, b: localgrad.learn(tx, p, s, b, chunk=2))
+    params, opt_state, _ = learn(params, tx.init(params), piece(batch, 0, 4))
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "state", (params, opt_state))
+        checkpointer.wait_until_finished()
+        target = jax.eval_shape(lambda: (params, opt_state))
+        restored = checkpointer.restore(tmp_path / "state", target)
+    expected = learn(params, opt_state, piece(batch, 4, T))
+    chex.assert_trees_all_equal(learn(*restored, piece(batch, 4, T)), expected)
+
+
+def test_summary_declares_what_gets_nothing():
+    model, params, batch = problem()
+    rule = localgrad.readout_only(model, optax.l2_loss)
+    credits = rule.credits(params)
+    updates, _ = rule(params, rule.init(params), batch)
+    for path, how in credits.items():
+        leaf = updates
+        for name in path:
+            leaf = leaf[name]
+        assert how.startswith("nothing") != bool(jnp.any(leaf)), path
+    with pytest.raises(ValueError, match="rule must be a rule of localgrad"):
+        localgrad.summary(optax.chain(rule, optax.sgd(0.1)), params)
+
+
+def test_every_public_name_is_documented():
+    for name in localgrad.__all__:
+        documented = getattr(localgrad, name).__doc__
+        assert documented and "Example:" in documented or name == "Alignment", name
