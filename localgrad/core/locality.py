@@ -168,10 +168,24 @@ def require_fidelity(cell: Anatomy, found: Findings, name: str) -> None:
         )
 
 
+WAY_OUT = "Use an exact rule (bptt, tbptt, rtrl) or another cell."
+
+
+def require_units(cell: Anatomy, carry: Any, name: str, rule: str) -> None:
+    """Raises unless every leaf of the carry holds one number for each of the same N units."""
+    shapes = [leaf.shape[1:] for leaf in jax.tree.leaves(carry)]
+    if len(set(shapes)) > 1 or any(len(shape) != 1 for shape in shapes):
+        kind = " as a convolutional cell has it" if any(len(s) > 1 for s in shapes) else ""
+        raise ValueError(
+            f"{rule} cannot credit {name} ({cell.module.name}): for each example its carry has "
+            f"shapes {shapes}{kind}, where a local rule needs (N,) numbers, one a unit. {WAY_OUT}"
+        )
+
+
 def require_local(cell: Anatomy, params: Leaves, found: Findings, name: str, rule: str) -> None:
     """Raises, by name, for what a rule that treats each unit by itself cannot credit."""
     where = f"{rule} cannot credit {name} ({cell.module.name})"
-    way_out = "Use an exact rule (bptt, tbptt, rtrl) or another cell."
+    way_out = WAY_OUT
     if cell.module.name == "OptimizedLSTMCell" and not cell.sites:
         raise ValueError(
             f"{where}: it has no Dense layers to tap. Use nn.LSTMCell: the same parameters load "
