@@ -17,6 +17,7 @@ from localgrad.core.locality import (
     require_constant_leak,
     require_fidelity,
     require_local,
+    require_units,
     tried,
 )
 from localgrad.core.params import Leaves, Path, accumulator, added, placed, under
@@ -100,6 +101,7 @@ def local_recipe(
     def screen(stack: Stack, params: Leaves) -> None:
         for level, cell in enumerate(stack.cells):
             own, name = under(params, stack.prefixes[level]), stack.name(level)
+            require_units(cell, stack.initial[level], name, rule)
             found = tried(cell, own, stack.initial[level], stack.fed[level])
             require_fidelity(cell, found, name)
             require_local(cell, own, found, name, rule)
