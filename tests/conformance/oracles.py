@@ -70,16 +70,15 @@ def choose(flags: jax.Array, a: Any, b: Any) -> Any:
     return jax.tree.map(lambda x, y: jnp.where(flags.reshape(-1, *(1,) * (y.ndim - 1)), x, y), a, b)
 
 
-def step_losses(outputs: jax.Array, targets: jax.Array) -> jax.Array:
-    """Half the squared error, averaged over the outputs: [..., O] -> [...]."""
-    return 0.5 * ((outputs - targets) ** 2).mean(-1)
-
-
 def weighed(outputs: jax.Array, steps: Steps) -> jax.Array:
-    """The sum of the losses by their weights; what has none may be NaN."""
+    """Half the squared error, averaged over the outputs and summed by weight over the rest.
+
+    What has no weight may be NaN.
+    """
     weight = steps.weight
-    safe = jnp.where((weight != 0)[..., None], steps.targets, 0)
-    return jnp.sum(step_losses(outputs, safe) * weight)
+    counts = (weight != 0).reshape(*weight.shape, *(1,) * (outputs.ndim - weight.ndim))
+    each = 0.5 * (outputs - jnp.where(counts, steps.targets, 0)) ** 2
+    return jnp.sum(each.reshape(*weight.shape, -1).mean(-1) * weight)
 
 
 def outputs_of(model: Any, params: Any, steps: Steps) -> jax.Array:
@@ -237,17 +236,17 @@ class Net(NamedTuple):
     """A network to be run by this file.
 
     Attributes:
-        cells: what its cells are called in `CELLS`.
+        cells: its cells: `(params, carry, x, how) -> (carry, y)`, or their names in `CELLS`.
         initial: each cell's initial carry.
         bare: whether it is a cell without encoder and readout.
     """
 
-    cells: tuple[str, ...]
+    cells: tuple[Any, ...]
     initial: tuple[Any, ...]
     bare: bool
 
 
-def net_of(cells: tuple[str, ...], model: Any, steps: Steps) -> Net:
+def net_of(cells: tuple[Any, ...], model: Any, steps: Steps) -> Net:
     """The network that a model of the table is."""
     carry = runner(model)[1](steps.inputs[0])
     bare = not hasattr(model, "readout")
@@ -267,7 +266,7 @@ def levels(net: Net, params: Params, steps: Steps, hows: list[str]) -> tuple[lis
             carry = choose(reset, initial, carry)
             if how == HELD:
                 carry = sg(carry)
-            return CELLS[name](own, carry, x, EXACT if how == HELD else how)
+            return CELLS.get(name, name)(own, carry, x, EXACT if how == HELD else how)
 
         zs = jax.lax.scan(body, initial, (zs, steps.reset))[1]
         found.append(zs)

@@ -45,7 +45,12 @@ def updated(name, dtype=jnp.float32, data=jnp.float32, x64=False):
         params = jax.tree.map(lambda a: jnp.asarray(a, dtype), params)
         batch = localgrad.Batch(jnp.asarray(inputs, data), jnp.asarray(targets, data))
         rule = RULES[name].make(
-            model, optax.l2_loss, batch_size=B, window=3, reduction="sum", example=batch.inputs[0, 0]
+            model,
+            optax.l2_loss,
+            batch_size=B,
+            window=3,
+            reduction="sum",
+            example=batch.inputs[0, 0],
         )
         state = rule.init(params)
         if getattr(state, "feedback", None) is not None:

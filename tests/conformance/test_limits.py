@@ -147,11 +147,9 @@ def test_mean_is_the_sum_over_the_weight(rule):
     mean, state = (r := rule_of(case, reduction="mean"))(built.params, r.init(built.params), batch)
     total, summed = (r := rule_of(case))(built.params, r.init(built.params), batch)
     close(jax.tree.map(lambda a: a / batch.mask.sum(), total), mean)
-    losses = oracles.step_losses(
-        oracles.outputs_of(built.model, built.params, (steps := oracles.steps_of(batch))),
-        steps.targets,
-    )
-    close(state.loss, jnp.sum(losses * steps.weight) / batch.mask.sum())
+    steps = oracles.steps_of(batch)
+    outputs = oracles.outputs_of(built.model, built.params, steps)
+    close(state.loss, oracles.weighed(outputs, steps) / batch.mask.sum())
     close(summed.loss, state.loss)
 
 

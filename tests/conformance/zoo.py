@@ -1,0 +1,336 @@
+"""Cells that no library ships, each beside the same equations in plain JAX for the oracles.
+
+`how` says what recurrent layers send back, as in `oracles`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from tests.conformance.oracles import CUT, DIAGONAL, dense, recurrent, sg
+
+
+class Cell(nn.RNNCellBase):
+    """A cell with one carry [B, N] unless it says otherwise."""
+
+    features: int = 4
+
+    @nn.nowrap
+    def initialize_carry(self, rng: jax.Array, input_shape: tuple[int, ...]) -> Any:
+        """Away from zero."""
+        return jnp.full((*input_shape[: -self.num_feature_axes or None], self.features), 0.3)
+
+    @property
+    def num_feature_axes(self) -> int:
+        """One axis of features."""
+        return 1
+
+    def layer(self, name: str, use_bias: bool = False) -> nn.Dense:
+        """A layer onto all units."""
+        return nn.Dense(self.features, use_bias=use_bias, name=name)
+
+
+def leaky(h: jax.Array, drive: jax.Array) -> jax.Array:
+    """One step of leaky units."""
+    return 0.7 * h + 0.3 * jnp.tanh(drive)
+
+
+class Concat(Cell):
+    """One layer for input and carry together."""
+
+    @nn.compact
+    def __call__(self, h, x):
+        h = leaky(h, self.layer("w", use_bias=True)(jnp.concatenate([x, h], axis=-1)))
+        return h, h
+
+
+def concat(p, h, x, how):
+    drive = dense(p["w"], jnp.concatenate([x, h if how not in (CUT, DIAGONAL) else sg(h)], -1))
+    if how == DIAGONAL:
+        drive += (h - sg(h)) * sg(jnp.diagonal(p["w"]["kernel"][x.shape[-1] :]))[None]
+    h = leaky(h, drive)
+    return h, h
+
+
+class Skip(Cell):
+    """Its output holds its input as it came."""
+
+    @nn.compact
+    def __call__(self, h, x):
+        h = leaky(h, self.layer("i")(x) + self.layer("h")(h))
+        return h, h * x
+
+
+def skip(p, h, x, how):
+    h = leaky(h, dense(p["i"], x) + recurrent(p["h"], h, how))
+    return h, h * x
+
+
+class Reads(Cell):
+    """It holds its own output layer."""
+
+    @nn.compact
+    def __call__(self, h, x):
+        h = leaky(h, self.layer("i")(x) + self.layer("h")(h))
+        return h, nn.Dense(5, name="o")(h**2)
+
+
+def reads(p, h, x, how):
+    h = leaky(h, dense(p["i"], x) + recurrent(p["h"], h, how))
+    return h, dense(p["o"], h**2)
+
+
+class Adaptive(Cell):
+    """Two carries that drive each other within a unit."""
+
+    @nn.compact
+    def __call__(self, carry, x):
+        v, a = carry
+        v = 0.6 * v - 0.5 * a + jnp.tanh(self.layer("i")(x) + self.layer("h")(v))
+        a = 0.8 * a + 0.3 * v**2
+        return (v, a), v * jnp.cos(a)
+
+    @nn.nowrap
+    def initialize_carry(self, rng, input_shape):
+        v = super().initialize_carry(rng, input_shape)
+        return v, v / 2
+
+
+def adaptive(p, carry, x, how):
+    v, a = carry
+    v = 0.6 * v - 0.5 * a + jnp.tanh(dense(p["i"], x) + recurrent(p["h"], v, how))
+    a = 0.8 * a + 0.3 * v**2
+    return (v, a), v * jnp.cos(a)
+
+
+class Tuned(Cell):
+    """Parameters of the units: of shape (), (N,), and one that reaches the output only."""
+
+    @nn.compact
+    def __call__(self, h, x):
+        ones = nn.initializers.ones_init()
+        fade = jax.nn.sigmoid(self.param("fade", ones, ()))
+        slope = self.param("slope", ones, (self.features,))[None]
+        scale = self.param("scale", ones, (self.features,))[None]
+        drive = self.layer("i")(x) + self.layer("h")(h) + slope * h
+        h = fade * h + (1 - fade) * jnp.tanh(drive)
+        return h, scale * h**2
+
+
+def tuned(p, h, x, how):
+    fade = jax.nn.sigmoid(p["fade"])
+    drive = dense(p["i"], x) + recurrent(p["h"], h, how) + p["slope"][None] * h
+    h = fade * h + (1 - fade) * jnp.tanh(drive)
+    return h, p["scale"][None] * h**2
+
+
+@jax.custom_jvp
+def bent(v: jax.Array) -> jax.Array:
+    """Sine, with a derivative of its own, as surrogate gradients have."""
+    return jnp.sin(v)
+
+
+bent.defjvp(lambda primals, tangents: (bent(*primals), 0.5 * tangents[0]))
+
+
+class Nested(Cell):
+    """Unit dynamics inside jit, custom derivatives, cond, scan and checkpoint."""
+
+    @nn.compact
+    def __call__(self, h, x):
+        drive = self.layer("i")(x) + self.layer("h")(h)
+        fed = jax.jit(lambda h, d: (bent(d), 0.7 * h))
+        drive, h = jax.checkpoint(lambda h, d: fed(h, d))(h, drive)
+        drive = jax.lax.cond(True, lambda d: 0.4 * d, lambda d: d, drive)
+        h, _ = jax.lax.scan(lambda h, _: (0.9 * h + drive, None), h, None, length=3)
+        return h, jnp.tanh(h)
+
+
+def nested(p, h, x, how):
+    drive = 0.4 * bent(dense(p["i"], x) + recurrent(p["h"], h, how))
+    h = 0.7 * h
+    for _ in range(3):
+        h = 0.9 * h + drive
+    return h, jnp.tanh(h)
+
+
+class Symbols(Cell):
+    """Its input layer is a table of symbols."""
+
+    @nn.compact
+    def __call__(self, h, x):
+        h = leaky(h, nn.Embed(6, self.features, name="i")(x) + self.layer("h")(h))
+        return h, h
+
+    @property
+    def num_feature_axes(self) -> int:
+        return 0
+
+
+def symbols(p, h, x, how):
+    h = leaky(h, p["i"]["embedding"][x] + recurrent(p["h"], h, how))
+    return h, h
+
+
+class General(Cell):
+    """Its layers are a `DenseGeneral` and an `Einsum`."""
+
+    @nn.compact
+    def __call__(self, h, x):
+        drive = nn.DenseGeneral(self.features, name="i")(x)
+        drive += nn.Einsum((self.features,) * 2, "bi,ij->bj", use_bias=False, name="h")(h)
+        h = leaky(h, drive)
+        return h, h
+
+
+def general(p, h, x, how):
+    h = leaky(h, dense(p["i"], x) + recurrent(p["h"], h, how))
+    return h, h
+
+
+LOCAL = {
+    f.__name__: (cell, f)
+    for cell, f in (
+        (Concat, concat),
+        (Skip, skip),
+        (Reads, reads),
+        (Adaptive, adaptive),
+        (Tuned, tuned),
+        (Nested, nested),
+        (Symbols, symbols),
+        (General, general),
+    )
+}
+"""Cells that local rules take."""
+
+
+# ------------------------------------------------------------------------------------------------
+# Cells that local rules refuse.
+
+
+class ResetsBefore(Cell):
+    """A GRU whose reset gate comes before its recurrent layer, so that units meet in one step."""
+
+    @nn.compact
+    def __call__(self, h, x):
+        r = jax.nn.sigmoid(self.layer("ir")(x) + self.layer("hr")(h))
+        n = jnp.tanh(self.layer("in")(x) + self.layer("hn")(r * h))
+        h = 0.5 * h + 0.5 * n
+        return h, h
+
+
+class Normed(Cell):
+    """LayerNorm over all drives."""
+
+    @nn.compact
+    def __call__(self, h, x):
+        drive = self.layer("i")(x) + self.layer("h")(h)
+        h = leaky(h, nn.LayerNorm(name="norm")(drive))
+        return h, h
+
+
+class Twice(Cell):
+    """One layer, called for the input and for the carry."""
+
+    @nn.compact
+    def __call__(self, h, x):
+        layer = self.layer("w")
+        h = leaky(h, layer(h) + layer(jnp.pad(x, ((0, 0), (0, self.features - x.shape[-1])))))
+        return h, h
+
+
+class Mixed(Cell):
+    """Units that meet outside any layer."""
+
+    @nn.compact
+    def __call__(self, h, x):
+        h = leaky(jnp.roll(h, 1, axis=-1), self.layer("i")(x) + self.layer("h")(h))
+        return h, h
+
+
+class Stacked(Cell):
+    """Two cells hidden in one."""
+
+    @nn.compact
+    def __call__(self, carry, x):
+        below, x = nn.SimpleCell(self.features, name="below")(carry[0], x)
+        above, x = nn.SimpleCell(self.features, name="above")(carry[1], x)
+        return (below, above), x
+
+    @nn.nowrap
+    def initialize_carry(self, rng, input_shape):
+        h = super().initialize_carry(rng, input_shape)
+        return h, h
+
+
+class Matrix(Cell):
+    """A bare matrix that no layer holds."""
+
+    @nn.compact
+    def __call__(self, h, x):
+        kernel = self.param("kernel", nn.initializers.orthogonal(), (self.features,) * 2)
+        h = leaky(h, self.layer("i")(x) + h @ kernel)
+        return h, h
+
+
+class WeightNormed(Cell):
+    """A layer whose weights are normalised on the way."""
+
+    @nn.compact
+    def __call__(self, h, x):
+        h = leaky(h, self.layer("i")(x) + nn.WeightNorm(self.layer("h"))(h))
+        return h, h
+
+
+class Rematerialised(Cell):
+    """A layer inside a lifted `nn.remat`."""
+
+    @nn.compact
+    def __call__(self, h, x):
+        h = leaky(h, self.layer("i")(x) + nn.remat(nn.Dense)(self.features, name="h")(h))
+        return h, h
+
+
+class Jitted(Cell):
+    """A layer inside a lifted `nn.jit`."""
+
+    @nn.compact
+    def __call__(self, h, x):
+        h = leaky(h, self.layer("i")(x) + nn.jit(nn.Dense)(self.features, name="h")(h))
+        return h, h
+
+
+REFUSED = {
+    ResetsBefore: r"eprop cannot credit cell \(ResetsBefore\): layer hn is fed by another layer",
+    Normed: r"layer i reaches other units than its own .* normalisation",
+    Twice: "layer w is called more than once a step",
+    Mixed: "the state of one unit reaches another's outside any layer",
+    Stacked: r"is fed by another layer .*localgrad\.Network",
+    Matrix: r"parameter kernel of shape \(4, 4\) belongs to no layer",
+    WeightNormed: r"parameter h/kernel of shape \(4, 4\) belongs to no layer .*nn\.WeightNorm",
+    Rematerialised: r"parameter h/kernel of shape \(4, 4\) belongs to no layer .*nn\.remat",
+    Jitted: r"parameter h/kernel of shape \(4, 4\) belongs to no layer .*nn\.jit",
+}
+"""Cells that local rules refuse, and a pattern of the message."""
+
+
+class Dropped(Cell):
+    """Dropout in the step."""
+
+    @nn.compact
+    def __call__(self, h, x):
+        h = leaky(h, self.layer("i")(x) + self.layer("h")(h))
+        return h, nn.Dropout(0.5, deterministic=False)(h)
+
+
+class BatchNormed(Cell):
+    """Statistics that a step updates."""
+
+    @nn.compact
+    def __call__(self, h, x):
+        h = leaky(h, self.layer("i")(x) + self.layer("h")(h))
+        return h, nn.BatchNorm(use_running_average=False)(h)
