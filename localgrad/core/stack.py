@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from localgrad.core.forward import Tape, forward
-from localgrad.core.modules import LinenModule, Module, as_module, impure
+from localgrad.core.modules import LinenModule, Module, NNXModule, as_module, impure
 from localgrad.core.network import Network
 from localgrad.core.params import Leaves, Path, placed, under
 from localgrad.core.steps import length, merge_steps, split_steps
@@ -65,6 +65,27 @@ def parts(model: Any) -> tuple[Module | None, list[Module], list[Path], Module |
     return _free(model.encoder), cells, names, _free(model.readout)
 
 
+def _require_fit(model: Any, params: Leaves) -> None:
+    """Raises unless the parameters are those of the model, as far as their paths tell."""
+    encoder, cells, prefixes, readout = parts(model)
+    tops = {path[0] for path in params}
+    if isinstance(model, NNXModule):
+        expected, found = set(model.paths), set(params)
+    elif prefixes[0]:
+        expected, found = {prefix[0] for prefix in prefixes}, set(tops)
+        found -= {name for name, module in _ends(encoder, readout) if module}
+    else:
+        expected, found = {"params"} - {"params"}, tops & {"params"}
+    if not params or expected != found:
+        missing, unknown = sorted(expected - found), sorted(found - expected)
+        raise ValueError(
+            f"params do not fit {cells[0].name if not prefixes[0] else 'this Network'}: their top "
+            f"level is {sorted(tops)}, missing are {missing}, unknown are {unknown}. Pass the "
+            "'params' entry of this model's variables: model.init(key, carry, x)['params'], or "
+            "what localgrad.from_nnx returned."
+        )
+
+
 def _free(module: Any) -> Any:
     return None if module is None else LinenModule(module.clone(parent=None, name=None))
 
@@ -81,13 +102,7 @@ def assemble(model: Any, params: Leaves, x: Any) -> Stack:
         The stack.
     """
     encoder, cells, prefixes, readout = parts(model)
-    for prefix in [*prefixes, *((name,) for name, m in _ends(encoder, readout) if m)]:
-        if prefix and not under(params, prefix):
-            raise ValueError(
-                f"params hold no {'/'.join(prefix)!r}; their top level is "
-                f"{sorted({path[0] for path in params})}. Pass the variables' 'params' entry of "
-                "this model's init."
-            )
+    _require_fit(model, params)
     z = x if encoder is None else _emits(encoder, under(params, ("encoder",)), x)
     anatomies, initial, fed = [], [], []
     for cell, prefix in zip(cells, prefixes, strict=True):
@@ -112,6 +127,7 @@ def assemble(model: Any, params: Leaves, x: Any) -> Stack:
 def infer_example(model: Any, params: Leaves, batch: int) -> Any:
     """One step's input of `batch` examples as the model's first layer tells it, or None."""
     encoder, cells, prefixes, _ = parts(model)
+    _require_fit(model, params)
     if encoder is not None:
         return infer_input(encoder, under(params, ("encoder",)), batch, is_cell=False)
     return infer_input(cells[0], under(params, prefixes[0]), batch, is_cell=True)
