@@ -75,7 +75,7 @@ def _require_fit(model: Any, params: Leaves) -> None:
         expected, found = {prefix[0] for prefix in prefixes}, set(tops)
         found -= {name for name, module in _ends(encoder, readout) if module}
     else:
-        expected, found = {"params"} - {"params"}, tops & {"params"}
+        expected, found = set(), tops & {"params"}  # the one sign of a whole variables dict
     if not params or expected != found:
         missing, unknown = sorted(expected - found), sorted(found - expected)
         raise ValueError(
