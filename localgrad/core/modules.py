@@ -169,6 +169,11 @@ def from_nnx(module: nnx.Module) -> tuple[NNXModule, nnx.State]:
         >>> updates["dense_h"]["kernel"].shape
         (8, 24)
     """
+    if not isinstance(module, nnx.Module):
+        raise ValueError(
+            f"module must be an NNX module; got {type(module).__name__}. A Linen module goes into "
+            "a rule as it is."
+        )
     graphdef, params, rest = nnx.split(module, nnx.Param, ...)
     if jax.tree.leaves(rest):
         kinds = sorted({type(variable).__name__ for _, variable in rest.flat_state()})
@@ -206,6 +211,11 @@ def impure(error: Exception, name: str) -> ValueError | None:
         return ValueError(
             f"params do not fit {name}: {error} Pass the variables' 'params' entry, as in "
             "`params = model.init(key, carry, x)['params']`."
+        )
+    if isinstance(error, flax.errors.ScopeParamShapeError):
+        return ValueError(
+            f"params do not fit {name} and what it is fed: {error} Check the last axis of "
+            "batch.inputs (or of example), and that the params are this model's."
         )
     if isinstance(error, flax.errors.FlaxError):
         return ValueError(
