@@ -154,7 +154,7 @@ def infer_input(module: Module, params: Leaves, batch: int, is_cell: bool) -> An
     Returns:
         A `ShapeDtypeStruct`, or None if no Dense or Embed layer of the module takes x as it is.
     """
-    dtype = jnp.promote_types(jnp.result_type(*params.values()), jnp.float32)
+    dtype = jnp.result_type(jnp.float32, *params.values())
 
     def step(x: Any) -> Any:
         def tap(layer: Layer, pre: Any) -> Any:
