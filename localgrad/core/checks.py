@@ -41,6 +41,19 @@ def check_updates(rule: str, updates: Any, params: Any) -> None:
         )
 
 
+def check_state(rule: str, state: Any, kind: type, batch_size: int | None) -> None:
+    """Checks that a state comes from this rule's `init`, in this rule's mode."""
+    made = type(state).__name__
+    if isinstance(state, kind) and (state.carry is None) == (batch_size is None):
+        return
+    if isinstance(state, kind):
+        made = f"that of a rule made with{'out' if state.carry is None else ''} batch_size"
+    raise ValueError(
+        f"{rule} with batch_size={batch_size} got a state that is not its own ({made}); begin with "
+        "its own init(params)."
+    )
+
+
 def check_batch(batch: Any, batch_size: int | None) -> tuple[int, int]:
     """Checks a batch's axes and dtypes; returns B and T."""
     for name in ("inputs", "targets", "mask", "reset"):
@@ -69,13 +82,17 @@ def check_batch(batch: Any, batch_size: int | None) -> tuple[int, int]:
                 )
     for name in ("mask", "reset"):
         value = getattr(batch, name)
-        if value is not None and jnp.shape(value) != (size, steps):
+        if value is not None and getattr(value, "shape", None) != (size, steps):
             raise ValueError(
-                f"batch.{name} must be [B, T] = {(size, steps)} as in batch.inputs; "
-                f"got shape {jnp.shape(value)}."
+                f"batch.{name} must be an array [B, T] = {(size, steps)} as in batch.inputs; "
+                f"got {getattr(value, 'shape', type(value).__name__)}."
             )
+    if batch.mask is not None and jnp.issubdtype(batch.mask.dtype, jnp.complexfloating):
+        raise ValueError(f"batch.mask must be real; got dtype {batch.mask.dtype}.")
     if batch.reset is not None and batch.reset.dtype != jnp.bool_:
-        raise ValueError(f"batch.reset must be bool; got dtype {batch.reset.dtype}.")
+        raise ValueError(
+            f"batch.reset must be bool; got dtype {batch.reset.dtype}. Write e.g. reset == 1."
+        )
     if batch_size is not None and size != batch_size:
         raise ValueError(
             f"batch.inputs holds B = {size} streams but the rule was made with "
