@@ -12,6 +12,7 @@ import optax
 from localgrad.core.checks import (
     check_batch,
     check_choices,
+    check_state,
     check_updates,
     example_spec,
 )
@@ -232,6 +233,7 @@ def windowed_rule(
     def update(updates: Any, state: Any, params: Any = None, *, batch: Batch, **extra: Any) -> Any:
         del extra
         check_updates(recipe.name, updates, params)
+        check_state(recipe.name, state, type(recipe.idle), batch_size)
         found, state = advance(params, state, batch)
         return flatten(params)[1](found), state
 
