@@ -176,7 +176,8 @@ def from_nnx(module: nnx.Module) -> tuple[NNXModule, nnx.State]:
         )
     graphdef, params, rest = nnx.split(module, nnx.Param, ...)
     if jax.tree.leaves(rest):
-        kinds = sorted({type(variable).__name__ for _, variable in rest.flat_state()})
+        variables = jax.tree.leaves(rest, is_leaf=lambda v: isinstance(v, nnx.Variable))
+        kinds = sorted({type(variable).__name__ for variable in variables})
         raise ValueError(
             f"module {type(module).__name__} holds {', '.join(kinds)} beside its nnx.Param: a step "
             "must be a pure function of parameters. Remove BatchNorm, Dropout and stored rngs."
