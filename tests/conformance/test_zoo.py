@@ -123,5 +123,7 @@ def test_a_convolutional_cell_is_for_exact_rules():
     close(learned(make(localgrad.bptt, model, batch), params, batch), expected)
     close(streamed(make(localgrad.rtrl, model, batch, batch_size=B), params, batch), expected)
     rule = make(localgrad.eprop, model, batch)
-    with pytest.raises(ValueError, match=r"eprop cannot credit cell \(ConvLSTMCell\).*convolutional"):
+    with pytest.raises(
+        ValueError, match=r"eprop cannot credit cell \(ConvLSTMCell\).*convolutional"
+    ):
         learned(rule, params, batch)
