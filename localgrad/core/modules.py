@@ -78,9 +78,9 @@ class LinenModule:
         with nn.intercept_methods(intercept):
             return self.apply(params, *args)
 
-    def initialize_carry(self, shape: tuple[int, ...]) -> Any:
+    def initialize_carry(self, shape: tuple[int, ...], key: jax.Array | None = None) -> Any:
         """The initial carry for inputs of this shape, batch axis first."""
-        return self.module.initialize_carry(jax.random.key(0), shape)
+        return self.module.initialize_carry(jax.random.key(0) if key is None else key, shape)
 
 
 def _linen_layer(layer: nn.Module) -> Layer:
@@ -126,8 +126,9 @@ class NNXModule:
                 )
         return module(*args)
 
-    def initialize_carry(self, shape: tuple[int, ...]) -> Any:
+    def initialize_carry(self, shape: tuple[int, ...], key: jax.Array | None = None) -> Any:
         """The initial carry for inputs of this shape, batch axis first."""
+        del key
         blank: Any = dict.fromkeys(self.paths)  # no carry depends on the parameters
         module: Any = self.merge(blank)
         return module.initialize_carry(shape, nnx.Rngs(0))
