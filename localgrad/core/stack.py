@@ -105,9 +105,10 @@ def assemble(model: Any, params: Leaves, x: Any) -> Stack:
     _require_fit(model, params)
     z = x if encoder is None else _emits(encoder, under(params, ("encoder",)), x)
     anatomies, initial, fed = [], [], []
-    for cell, prefix in zip(cells, prefixes, strict=True):
+    keys = jax.random.split(jax.random.key(0), len(cells))  # as Network.initialize_carry does
+    for cell, prefix, key in zip(cells, prefixes, keys, strict=True):
         own = under(params, prefix)
-        carry, z_next = _settled(cell, own, z)
+        carry, z_next = _settled(cell, own, z, key if prefix else jax.random.key(0))
         anatomies.append(dissect(cell, own, carry, z))
         initial.append(carry)
         fed.append(z)
@@ -144,9 +145,9 @@ def _emits(module: Module, params: Leaves, x: Any) -> Any:
         raise impure(error, module.name) or error from error
 
 
-def _settled(cell: Module, params: Leaves, x: Any) -> tuple[Any, Any]:
+def _settled(cell: Module, params: Leaves, x: Any, key: jax.Array) -> tuple[Any, Any]:
     """The initial carry in the dtype that the cell's step keeps, and the step's output."""
-    carry = cell.initialize_carry(jax.tree.leaves(x)[0].shape)
+    carry = cell.initialize_carry(jax.tree.leaves(x)[0].shape, key)
     for _ in range(3):
         try:
             new, y = jax.eval_shape(cell.apply, params, carry, x)
