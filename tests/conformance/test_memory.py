@@ -1,0 +1,59 @@
+"""What a compiled call allocates: the same for 4096 steps as for 256, but under BPTT."""
+
+from collections.abc import Iterator
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+
+import localgrad
+from tests.conformance.table import RULES
+
+B, IN, OUT = 4, 3, 2
+
+
+@pytest.fixture(scope="module", autouse=True)
+def float64() -> Iterator[None]:
+    """Float32, as users run it."""
+    yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiles_fast() -> Iterator[None]:
+    """What is allocated is up to the optimizer."""
+    yield
+
+
+def temporary_bytes(name: str, steps: int) -> int:
+    """Beside arguments and results."""
+    model = localgrad.Network(
+        (nn.SimpleCell(8), localgrad.RateCell(8, alpha=0.3)), readout=nn.Dense(OUT)
+    )
+    shape = (B, steps)
+    batch = localgrad.Batch(
+        jax.ShapeDtypeStruct((*shape, IN), jnp.float32),
+        jax.ShapeDtypeStruct((*shape, OUT), jnp.float32),
+        jax.ShapeDtypeStruct(shape, jnp.float32),
+        jax.ShapeDtypeStruct(shape, jnp.bool_),
+    )
+
+    def init():
+        carry = model.initialize_carry(jax.random.key(0), (B, IN))
+        return model.init(jax.random.key(0), carry, jnp.zeros((B, IN)))["params"]
+
+    params = jax.eval_shape(init)
+    rule = RULES[name].make(model, optax.l2_loss, batch_size=B, example=jnp.zeros(IN))
+    state = jax.eval_shape(rule.init, params)
+    compiled = jax.jit(rule.__call__).lower(params, state, batch).compile()
+    return compiled.memory_analysis().temp_size_in_bytes
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_memory_does_not_grow_with_the_length_of_a_call(name):
+    short, long = temporary_bytes(name, 256), temporary_bytes(name, 4096)
+    if RULES[name].windowed:
+        assert long <= 1.2 * short
+    else:
+        assert long > 8 * short
