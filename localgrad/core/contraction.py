@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import jax
-import jax.numpy as jnp
 
 from localgrad.core.forward import Tape
 from localgrad.core.params import Leaves, accumulator, placed, under
@@ -31,21 +30,6 @@ def contract(cell: Anatomy, params: Leaves, received: list, posts: list) -> Leav
         A gradient for every leaf that a synapse owns, at least float32.
     """
     return outer(cell, params, merge_steps(received), merge_steps(posts))
-
-
-def contract_each(cell: Anatomy, params: Leaves, received: list, posts: list) -> Leaves:
-    """`contract` for each row and example: posts [W, K, B, D] give leaves [K, B, ...]."""
-    if not posts:
-        return {}
-    # Examples first, and fixed so: XLA on CPU would otherwise transpose one factor, at 3x the time.
-    received, posts = jax.lax.optimization_barrier(
-        (
-            [jnp.moveaxis(pre, 1, 0) for pre in received],
-            [jnp.moveaxis(post, (2, 0), (0, 1)) for post in posts],
-        )
-    )
-    by_row = jax.vmap(lambda pre, post: outer(cell, params, pre, post), (None, 1))
-    return jax.vmap(by_row, out_axes=1)(received, posts)
 
 
 def outer(cell: Anatomy, params: Leaves, received: list, posts: list) -> Leaves:

@@ -242,7 +242,7 @@ def windowed_rule(
     return rule
 
 
-def even_window(steps: int, most: int = 64) -> int:
+def even_window(steps: int, most: int = 128) -> int:
     """At most `most` steps; if possible a divisor of `steps`, so that no short window remains."""
     return next((w for w in range(min(most, steps), most // 2, -1) if steps % w == 0), most)
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from localgrad.core.contraction import contract, contract_each, pres
+from localgrad.core.contraction import contract, outer, pres
 from localgrad.core.credit import assign, input_credit, sweep_units
 from localgrad.core.feedback import Feedback, check_feedback, make_feedback
 from localgrad.core.forward import CUT, DIAGONAL, Entries, Tape
@@ -20,7 +20,7 @@ from localgrad.core.locality import (
     require_units,
     tried,
 )
-from localgrad.core.params import Leaves, Path, accumulator, added, placed, under
+from localgrad.core.params import Leaves, Path, accumulator, placed, under
 from localgrad.core.rule import (
     Frame,
     LearningRule,
@@ -31,7 +31,7 @@ from localgrad.core.rule import (
     windowed_rule,
 )
 from localgrad.core.stack import Stack, run
-from localgrad.core.steps import one_row, row
+from localgrad.core.steps import examples_first, one_row, over_examples, row
 from localgrad.core.synapses import Anatomy
 
 
@@ -42,7 +42,7 @@ class EligibilityState(NamedTuple):
         loss: mean loss of the last call.
         carry: the model's carry (streaming), or None.
         start: the model's initial carry (streaming), or None.
-        eligibility: by cell and parameter path, [S, B, ...]: how each example's S live state
+        eligibility: by cell and parameter path, [B, S, ...]: how each example's S live state
             components respond to the parameter (streaming), or None.
         feedback: by cell, (N, O), or None for symmetric feedback.
     """
@@ -172,12 +172,12 @@ def _live(cell: Anatomy, cut: str) -> list[int]:
 
 
 def _silent(cell: Anatomy, params: Leaves, carry: Any, cut: str) -> Leaves:
-    """Zero eligibilities of every parameter that reaches the new carry: [S, B, ...]."""
+    """Zero eligibilities of every parameter that reaches the new carry: [B, S, ...]."""
     live = _live(cell, cut)
     if not live:
         return {}
     batch, units = jax.tree.leaves(carry)[0].shape
-    lead = (len(live), batch)
+    lead = (batch, len(live))
     zeros = {
         path: jnp.zeros((*lead, units), accumulator(params[path])) for path in cell.others_reach
     }
@@ -205,7 +205,7 @@ def _learn_cell(
         params: its parameters.
         tape: of the forward pass.
         q_y: learning signal of its outputs, leaves [W, B, N].
-        eligibility: before the window, leaves [S, B, ...].
+        eligibility: before the window, leaves [B, S, ...].
         method: how credit passes the recurrent synapses.
         opening: the eligibilities before the window are known to be zero.
         closing: those after it are not needed.
@@ -225,52 +225,76 @@ def _learn_cell(
     grads = contract(cell, params, received, row(credit.posts, 0))
     for path, post in credit.others.items():
         grads[path] = _to_leaf(post[0].sum(0), params[path])
-    if not opening:
-        grads = added(grads, _recalled(eligibility, [lam[0] for lam in entering], cell, params))
-    if closing:
+    if opening and closing:
         return grads, eligibility
 
-    window = contract_each(cell, params, received, [post[:, 1:] for post in credit.posts])
-    window |= {path: post[1:] for path, post in credit.others.items()}
-    passed = [lam[1:] for lam in entering]  # S of [S, B, N]: how the old state fades into the new
-    return grads, {
-        path: _faded(old, passed) + window[path].astype(old.dtype)
-        for path, old in eligibility.items()
-    }
+    traces = _Traces(
+        held=eligibility,
+        entering=[jnp.moveaxis(lam, 1, 0) for lam in entering],
+        received=examples_first(received, 1),
+        posts=[jnp.moveaxis(post[:, 1:], (2, 1), (0, 1)) for post in credit.posts],
+        others={path: jnp.moveaxis(post[1:], 1, 0) for path, post in credit.others.items()},
+    )
+    learn = functools.partial(_learn_example, cell, params, opening, closing)
+    recalled, kept = over_examples(learn, traces)
+    for path, grad in recalled.items():
+        grads[path] += _to_leaf(grad, params[path]) if path in cell.others else grad
+    return grads, eligibility if closing else kept
+
+
+class _Traces(NamedTuple):
+    """What a window tells of the eligibilities; each leaf with the examples first.
+
+    Attributes:
+        held: the eligibilities before the window, by path, [B, S, ...].
+        entering: credit of the live carry leaves that entered the window, S of [B, 1 + S, N].
+        received: pre of each synapse, [B, W, ...].
+        posts: credit of each drive for a window's end of ones, [B, S, W, D].
+        others: the same of the parameters that no synapse owns, [B, S, N].
+    """
+
+    held: Leaves
+    entering: list[jax.Array]
+    received: list[jax.Array]
+    posts: list[jax.Array]
+    others: Leaves
+
+
+def _learn_example(
+    cell: Anatomy, params: Leaves, opening: bool, closing: bool, at: _Traces
+) -> tuple[Leaves, Leaves]:
+    """One example: what its eligibilities add to the gradients, and what they become.
+
+    `e_T = A e_0 + e_window`, with A how each live state component of the entering carry fades into
+    each of the leaving one; and the loss's credit of the entering carry, times e_0.
+    """
+    recalled: Leaves = {}
+    if not opening:
+        for path, old in at.held.items():
+            terms = [_spread(lam[0], old) * old[s] for s, lam in enumerate(at.entering)]
+            recalled[path] = functools.reduce(jnp.add, terms)
+    if closing:
+        return recalled, {}
+    # A loop over S, not a vmap: a product with a batch axis of 1 is a third slower on CPU.
+    each = [
+        outer(cell, params, at.received, [post[s] for post in at.posts])
+        for s in range(len(at.entering))
+    ]
+    window = jax.tree.map(lambda *leaves: jnp.stack(leaves), *each) | at.others
+    kept = {}
+    for path, old in at.held.items():
+        terms = [window[path].astype(old.dtype)]
+        if not opening:
+            terms += [_spread(lam[1:], old) * old[s][None] for s, lam in enumerate(at.entering)]
+        kept[path] = functools.reduce(jnp.add, terms)
+    return recalled, kept
 
 
 def _spread(per_unit: jax.Array, like: jax.Array) -> jax.Array:
-    """[..., B, N] -> [..., B, 1, ..., D]: the unit of a column is the column's number modulo N."""
+    """[..., N] -> [..., 1, ..., D] beside `like` [S, ..., D]: column d is of unit d modulo N."""
     tiled = jnp.tile(per_unit, like.shape[-1] // per_unit.shape[-1])
-    between = (1,) * (like.ndim - 3)  # the leaf's axes but its last; like is [S, B, ...]
+    between = (1,) * (like.ndim - 2)  # the leaf's axes but its last
     return tiled.reshape(*tiled.shape[:-1], *between, tiled.shape[-1]).astype(like.dtype)
-
-
-def _faded(old: jax.Array, passed: list[jax.Array]) -> jax.Array:
-    """Old eligibilities [S, B, ...] carried through the window's unit dynamics."""
-    terms = [_spread(lam, old) * old[s][None] for s, lam in enumerate(passed)]
-    return functools.reduce(jnp.add, terms)
-
-
-def _recalled(
-    eligibility: Leaves, credit: list[jax.Array], cell: Anatomy, params: Leaves
-) -> Leaves:
-    """What credit [B, N] of the entering carry adds to the gradients through eligibilities."""
-    found = {}
-    for path, old in eligibility.items():
-        terms = [_spread(lam, old) * old[s] for s, lam in enumerate(credit)]
-        grad = _summed(functools.reduce(jnp.add, terms))
-        found[path] = _to_leaf(grad, params[path]) if path in cell.others else grad
-    return found
-
-
-def _summed(each: jax.Array) -> jax.Array:
-    """Sum over the leading axis by halves: on CPU XLA reduces such a product 40x slower."""
-    while (count := each.shape[0]) > 1:
-        half = count // 2
-        pairs = each[:half] + each[half : 2 * half]
-        each = pairs if count % 2 == 0 else jnp.concatenate([pairs, each[2 * half :]])
-    return each[0]
 
 
 def _to_leaf(per_unit: jax.Array, leaf: jax.Array) -> jax.Array:

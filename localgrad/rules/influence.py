@@ -22,7 +22,7 @@ from localgrad.core.rule import (
     windowed_rule,
 )
 from localgrad.core.stack import Pass, Stack, encoded_each, run
-from localgrad.core.steps import length, one_row, row
+from localgrad.core.steps import examples_first, length, one_row, over_examples, row
 from localgrad.rules.eligibility import local_recipe
 
 GIB = 1024**3
@@ -346,13 +346,12 @@ def _credit_rows(frame: Frame, ran: Pass, q_y: Any) -> tuple[Leaves, Rows]:
             q_y = input_credit(cell, own, tape, credit)
     if stack.encoder is not None:
         grads |= ran.encode(row(q_y, 0))
-    examples_first = lambda tree: jax.tree.map(lambda a: jnp.moveaxis(a, 1, 0), tree)  # noqa: E731
     return grads, Rows(
         spans=[span for span, *_ in cells],
         entering=[jnp.moveaxis(entering, 1, 0) for _, entering, _, _ in cells],
-        received=[examples_first(received) for *_, received, _ in cells],
+        received=[examples_first(received, 1) for *_, received, _ in cells],
         posts=[jax.tree.map(_example_row_step, credit.posts) for *_, credit in cells],
-        others=[examples_first(credit.others) for *_, credit in cells],
+        others=[examples_first(credit.others, 1) for *_, credit in cells],
         encoded=None if stack.encoder is None else jax.tree.map(_example_row_step, q_y),
     )
 
@@ -393,10 +392,7 @@ def _recalled(stack: Stack, influence: Any, rows: Rows) -> Leaves:
 
 
 def _carried(frame: Frame, influence: Any, rows: Rows, xs: Any) -> Any:
-    """M_T = A M_0 + M_window, block by block and example by example.
-
-    One example at a time, so that what lies between the old influence and the new stays in cache.
-    """
+    """M_T = A M_0 + M_window, block by block and example by example."""
     stack, params = frame.stack, frame.params
 
     def one_example(at: tuple) -> Any:
@@ -428,8 +424,5 @@ def _carried(frame: Frame, influence: Any, rows: Rows, xs: Any) -> Any:
         return new
 
     by_example = rows._replace(spans=[])
-    return jax.lax.map(one_example, (influence, by_example, jax.tree.map(_swapped, xs)))
-
-
-def _swapped(a: jax.Array) -> jax.Array:
-    return jnp.moveaxis(a, 1, 0)
+    at = (influence, by_example, examples_first(xs, 1))
+    return over_examples(lambda at: ((), one_example(at)), at)[1]

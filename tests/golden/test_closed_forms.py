@@ -179,8 +179,8 @@ def test_every_step(name, rule):
         for component in range(live):
             layers: dict[str, dict] = {layer: {} for layer in step.grads}
             for (layer, kind), found in call.state.eligibility["cell"].items():
-                assert found.shape[0] == live
-                layers[layer][kind] = np.asarray(found[component])
+                assert found.shape[1] == live
+                layers[layer][kind] = np.asarray(found[:, component])
             assert_close(rows_of(layers), step.traces[component])
 
 
