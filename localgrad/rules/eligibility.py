@@ -331,8 +331,8 @@ def eprop(
     same time step only, and an encoder at the same time step only. Random feedback replaces the
     readout's transpose and keeps its bias. On a tanh `SimpleCell`, whose units keep nothing past
     the cut, it equals `tbptt(horizon=1)`. Readout parameters get their exact gradient.
-    *Costs* about half to two thirds of BPTT's time, one eligibility for each parameter, example and
-    live state component, memory flat in T.
+    *Costs* 0.7 to 0.9 of BPTT's time at N = 128, B = 16 on one CPU core, one eligibility for each
+    parameter, example and live state component, memory flat in T.
 
     Args:
         model: a Flax cell: a Linen module as it is, an NNX cell through `localgrad.from_nnx`, or a
