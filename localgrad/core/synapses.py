@@ -277,10 +277,8 @@ def _through(eqn: Any, ins: list[set[int]]) -> list[set[int]]:
         return [set().union(*(ins[i] for i in out)) for out in depends]
     # A scan's invars are consts, carry, xs and its outvars carry, ys; xs and ys have an axis more
     # outside than inside.
-    n_carry = sum(
-        a.aval.ndim == b.aval.ndim for a, b in zip(eqn.outvars, inner.outvars, strict=True)
-    )
-    n_kept = sum(a.aval.ndim == b.aval.ndim for a, b in zip(eqn.invars, inner.invars, strict=True))
+    n_carry = sum(map(_same_rank, eqn.outvars, inner.outvars))
+    n_kept = sum(map(_same_rank, eqn.invars, inner.invars))
     n_consts = n_kept - n_carry
     ins = list(ins)
     for _ in range(n_carry + 1):  # what one pass of the loop hands to the next
@@ -288,3 +286,7 @@ def _through(eqn: Any, ins: list[set[int]]) -> list[set[int]]:
         for k in range(n_carry):
             ins[n_consts + k] = ins[n_consts + k] | outs[k]
     return outs
+
+
+def _same_rank(a: Any, b: Any) -> bool:
+    return a.aval.ndim == b.aval.ndim

@@ -281,9 +281,9 @@ def _learn_example(
         for s in range(len(at.entering))
     ]
     window = jax.tree.map(lambda *leaves: jnp.stack(leaves), *each) | at.others
-    kept = {}
+    kept: Leaves = {}
     for path, old in at.held.items():
-        terms = [window[path].astype(old.dtype)]
+        terms: list[jax.Array] = [window[path].astype(old.dtype)]
         if not opening:
             terms += [_spread(lam[1:], old) * old[s][None] for s, lam in enumerate(at.entering)]
         kept[path] = functools.reduce(jnp.add, terms)
