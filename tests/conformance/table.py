@@ -49,6 +49,7 @@ class Rule(NamedTuple):
         credits: the top-level groups of parameters it credits, or None for all of them; the
             others get exact zeros.
         plain: those that get the plain gradient where there is one step only, or None for all.
+        models: the models it is tried on, or None for all.
     """
 
     make: Callable[..., localgrad.LearningRule]
@@ -57,6 +58,7 @@ class Rule(NamedTuple):
     windowed: bool = True
     credits: tuple[str, ...] | None = None
     plain: tuple[str, ...] | None = None
+    models: tuple[str, ...] | None = None
 
 
 def _read(*cells: Any, **kwargs: Any) -> Callable[[], localgrad.Network]:
@@ -94,8 +96,8 @@ MODELS: dict[str, Model] = {
     "nnx_gru": Model(lambda: nnx.GRUCell(IN, N, **_nnx()), ("nnx_gru",)),
     "nnx_lstm": Model(lambda: nnx.LSTMCell(IN, N, **_nnx()), ("nnx_lstm",)),
     "two_gated": Model(
-        _read(lambda: nn.LSTMCell(N, **_stock), lambda: nn.GRUCell(N - 1, **_stock)),
-        ("lstm", "gru"),
+        _read(lambda: nn.MGUCell(N, **_stock), lambda: nn.GRUCell(N - 1, **_stock)),
+        ("mgu", "gru"),
     ),
     "two_rates": Model(
         _read(lambda: nn.SimpleCell(N, **_stock), lambda: _rate(N - 1)), ("simple", "rate")
@@ -123,6 +125,7 @@ RULES: dict[str, Rule] = {
         "cut",
         _NO_TAPS | _NO_READOUT,
         plain=("readout",),
+        models=("lstm", "two_rates", "embed", "optimized_lstm", "nnx_gru"),
     ),
     "rflo": Rule(
         functools.partial(localgrad.rflo, key=jax.random.key(1)),
@@ -147,7 +150,12 @@ class Case(NamedTuple):
     model: str
 
 
-PAIRS = [Case(rule, model) for model in MODELS for rule in RULES]
+PAIRS = [
+    Case(rule, model)
+    for model in MODELS
+    for rule, row in RULES.items()
+    if row.models is None or model in row.models
+]
 CASES = [case for case in PAIRS if case.model not in RULES[case.rule].refuses]
 REFUSALS = [case for case in PAIRS if case.model in RULES[case.rule].refuses]
 

@@ -28,9 +28,7 @@ def compiles_fast() -> Iterator[None]:
 
 def temporary_bytes(name: str, steps: int) -> int:
     """Beside arguments and results."""
-    model = localgrad.Network(
-        (nn.SimpleCell(8), localgrad.RateCell(8, alpha=0.3)), readout=nn.Dense(OUT)
-    )
+    model = localgrad.Network((localgrad.RateCell(8, alpha=0.3),), readout=nn.Dense(OUT))
     shape = (B, steps)
     batch = localgrad.Batch(
         jax.ShapeDtypeStruct((*shape, IN), jnp.float32),

@@ -14,7 +14,7 @@ import localgrad
 from tests.conformance.table import IN, RULES, B, Case, N, build, rule_of
 
 close = functools.partial(chex.assert_trees_all_close, rtol=1e-10, atol=1e-10)
-MODEL = "two_rates"
+MODEL = "rate_alpha"
 RATE = 0.1
 every_rule = pytest.mark.parametrize("name", RULES)
 

@@ -16,7 +16,7 @@ import localgrad
 from tests.conformance.table import RULES, B, Case, T, build, rule_of
 
 close = functools.partial(chex.assert_trees_all_close, rtol=1e-10, atol=1e-10)
-MODEL = "two_rates"
+MODEL = "rate_alpha"
 every_rule = pytest.mark.parametrize("name", RULES)
 KEYED = {
     "eprop": functools.partial(localgrad.eprop, feedback="random"),
@@ -110,7 +110,7 @@ def test_a_second_call_does_not_trace_again(name):
     assert traces == before
 
 
-@every_rule
+@pytest.mark.parametrize("name", ["tbptt", "rtrl", "snap", "eprop_random"])
 def test_nothing_leaks_from_a_trace(name):
     built = build(MODEL)
     rule = rule_of(Case(name, MODEL), streaming=True, window=5, reduction="mean")
@@ -120,7 +120,7 @@ def test_nothing_leaks_from_a_trace(name):
     close(inside, rule(built.params, rule.init(built.params), built.batch))
 
 
-@every_rule
+@pytest.mark.parametrize("name", ["tbptt", "eprop_random"])
 def test_a_rule_can_be_jitted_by_its_methods(name):
     built, rule = build(MODEL), rule_of(Case(name, MODEL), streaming=True, window=5)
     state = rule.init(built.params)
