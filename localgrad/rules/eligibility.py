@@ -331,7 +331,7 @@ def eprop(
     same time step only, and an encoder at the same time step only. Random feedback replaces the
     readout's transpose and keeps its bias. On a tanh `SimpleCell`, whose units keep nothing past
     the cut, it equals `tbptt(horizon=1)`. Readout parameters get their exact gradient.
-    *Costs* 0.7 to 0.9 of BPTT's time at N = 128, B = 16 on one CPU core, one eligibility for each
+    *Costs* 0.55 to 1.0 of BPTT's time at N = 128, B = 16 on one CPU core, one eligibility for each
     parameter, example and live state component, memory flat in T.
 
     Args:
