@@ -1,0 +1,103 @@
+"""The low rank of what RFLO learns: exact where the theory says, and broken where it says."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import localgrad
+from localgrad import theory
+from tests.theory.problems import half_square
+
+UNITS, OUTPUTS = 12, 2
+
+
+def change(rule: str, tx, *, alpha=0.4, activation=lambda u: u, scale=1.0, freeze=False) -> dict:
+    """Trains 60 minibatches on a random task, nothing aligned; the change of the cell's weights."""
+    cell = localgrad.RateCell(UNITS, alpha=alpha, activation=activation, param_dtype=jnp.float64)
+    model = localgrad.Network((cell,), nn.Dense(OUTPUTS, use_bias=False, param_dtype=jnp.float64))
+    if rule == "rflo":
+        learner = localgrad.rflo(model, half_square, key=jax.random.key(1))
+    elif rule == "tbptt":
+        learner = localgrad.tbptt(model, half_square, horizon=1)
+    else:
+        learner = localgrad.bptt(model, half_square)
+    rng = np.random.default_rng(0)
+    inputs = scale * np.cumsum(rng.normal(size=(60, 4, 7, 3)), axis=2)  # coloured
+    targets = scale * rng.normal(size=(60, 4, 7, OUTPUTS))
+    carry = model.initialize_carry(jax.random.key(0), (4, 3))
+    params = model.init(jax.random.key(2), carry, jnp.asarray(inputs[0, :, 0]))["params"]
+    if freeze:
+        after = optax.partition(
+            {"train": tx, "freeze": optax.set_to_zero()},
+            {"cells_0": "train", "readout": "freeze"},
+        )
+        tx = after
+    chain = optax.chain(learner, tx)
+
+    def step(so_far, now):
+        params, state = so_far
+        updates, state = chain.update(None, state, params, batch=localgrad.Batch(*now))
+        return (optax.apply_updates(params, updates), state), None
+
+    data = (jnp.asarray(inputs), jnp.asarray(targets))
+    (last, _), _ = jax.jit(lambda p: jax.lax.scan(step, (p, chain.init(p)), data))(params)
+    drop = {"i": {"kernel": None}, "h": {"kernel": None}}
+    pick = lambda tree: {k: {"kernel": tree["cells_0"][k]["kernel"]} for k in drop}  # noqa: E731
+    return theory.weight_change_rank(pick(params), pick(last), joint=True)
+
+
+@pytest.mark.parametrize(
+    "tx",
+    [
+        optax.sgd(0.004),
+        optax.sgd(0.001, momentum=0.9),
+        optax.chain(
+            optax.clip_by_global_norm(0.1), optax.sgd(optax.linear_schedule(0.01, 0.001, 60))
+        ),
+    ],
+    ids=["sgd", "momentum", "clipping and schedule"],
+)
+def test_rflo_is_of_the_outputs_rank(tx):
+    found = change("rflo", tx)["joint"]
+    assert found.rank == theory.rank_bound("rflo", OUTPUTS, UNITS) == OUTPUTS
+    assert found.singular_values[OUTPUTS] < 1e-12 * found.singular_values[0]
+
+
+def test_time_constants_multiply_the_rank():
+    alpha = np.repeat([0.3, 0.6, 0.9], 4)
+    found = change("rflo", optax.sgd(0.004), alpha=alpha)["joint"]
+    assert found.rank == theory.rank_bound("rflo", OUTPUTS, UNITS, time_constants=3) == 6
+
+
+@pytest.mark.parametrize(
+    "rule, tx",
+    [("rflo", optax.adam(0.01)), ("bptt", optax.sgd(0.004)), ("tbptt", optax.sgd(0.004))],
+)
+def test_what_has_no_bound(rule, tx):
+    assert change(rule, tx)["joint"].rank > 3 * OUTPUTS
+
+
+def test_truncated_bptt_with_a_frozen_readout():
+    assert change("tbptt", optax.sgd(0.004), freeze=True)["joint"].rank == OUTPUTS
+
+
+def test_a_nonlinearity_breaks_it_by_the_amplitude_squared():
+    ratio = []
+    for scale in (1e-2, 2e-2):
+        values = change("rflo", optax.sgd(0.02), activation=jnp.tanh, scale=scale)["joint"]
+        ratio.append(values.singular_values[OUTPUTS] / values.singular_values[0])
+    assert 1.8 < np.log2(ratio[1] / ratio[0]) < 2.2
+
+
+def test_outside_numbers_and_names():
+    found = theory.weight_change_rank({"w": np.zeros((2, 2))}, {"w": np.diag([3.0, 0.0])})
+    assert found["w"].rank == 1 and found["w"].singular_values.tolist() == [3.0, 0.0]
+    assert theory.weight_change_rank({"w": np.eye(2)}, {"w": np.eye(2)})["w"].rank == 0
+    with pytest.raises(ValueError, match="params0 and params must be alike"):
+        theory.weight_change_rank({"w": np.eye(2)}, {"w": np.eye(3)})
+    with pytest.raises(ValueError, match="end in the same units"):
+        two = {"w": np.ones((2, 2)), "v": np.ones((2, 3))}
+        theory.weight_change_rank(two, two, joint=True)

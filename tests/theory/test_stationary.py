@@ -1,0 +1,196 @@
+"""Closed forms of fixed points, stability and rates against Jacobians, flows and root searches."""
+
+import numpy as np
+import pytest
+
+from localgrad import theory
+
+
+def rules(rng: np.random.Generator) -> list:
+    return [theory.bptt(), theory.tbptt(1), theory.rflo(rng.normal(), rng.uniform(-0.8, 0.8))]
+
+
+def draw(rng: np.random.Generator) -> theory.Modes:
+    return theory.Modes(
+        rng.choice([-1, 1]) * rng.uniform(0.3, 1.5), rng.uniform(-0.8, 0.8), rng.uniform(0.3, 1.5)
+    )
+
+
+def differences(rule, point, task, step: float = 1e-6) -> np.ndarray:
+    """The Jacobian by central differences."""
+    columns = []
+    for axis in range(3):
+        ends = []
+        for sign in (1, -1):
+            moved = np.array(point, np.float64)
+            moved[axis] += sign * step
+            ends.append(-np.array(theory.descent(rule, theory.Modes(*moved), task)))
+        columns.append((ends[0] - ends[1]) / (2 * step))
+    return np.stack(columns, axis=1)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_closed_forms_are_the_jacobians(seed):
+    rng = np.random.default_rng(seed)
+    teacher, s = draw(rng), rng.choice([-1, 1]) * rng.uniform(0.3, 2.0)
+    for rule in rules(rng):
+        point, endless = theory.optimum(s, teacher), theory.Endless(teacher)
+        jacobian = theory.jacobian(rule, point, endless)
+        np.testing.assert_allclose(jacobian, differences(rule, point, endless), atol=1e-6)
+        tau, det = theory.characteristic(rule, s, teacher)
+        values = np.linalg.eigvals(jacobian)
+        values = values[np.argsort(np.abs(values))]
+        scale = np.abs(values).max()
+        assert abs(values[0]) < 1e-9 * scale  # along the manifold
+        np.testing.assert_allclose(-values[1:].sum().real, tau, rtol=1e-8)
+        np.testing.assert_allclose((values[1] * values[2]).real, det, rtol=1e-6, atol=1e-9 * scale)
+        rate = theory.convergence_rate(rule, s, teacher)
+        np.testing.assert_allclose(rate, -values[1:].real.max(), rtol=1e-6, atol=1e-9 * scale)
+
+
+def test_bptt_and_tbptt_are_stable_nodes_and_rflo_where_the_signs_agree():
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        teacher, s = draw(rng), rng.choice([-1, 1]) * rng.uniform(0.3, 2.0)
+        endless, point = theory.Endless(teacher), theory.optimum(s, teacher)
+        for rule in (theory.bptt(), theory.tbptt(1)):
+            assert theory.verdict(theory.jacobian(rule, point, endless)).kind == "stable node"
+        good = theory.rflo(np.sign(s) * rng.uniform(0.1, 3), rng.uniform(-0.8, 0.8))
+        assert theory.verdict(theory.jacobian(good, point, endless)).kind.startswith("stable")
+
+
+@pytest.mark.parametrize(
+    "r, kind",
+    [(0.5, "stable"), (-0.08, "saddle"), (-0.1, "stable spiral"), (-0.13, "unstable spiral")],
+)
+def test_window_of_stability_at_the_wrong_sign(r, kind):
+    """p* = .3, w* = .8, rho = .2, s = 1: a saddle to r = -.09, stable to the Hopf point -.1205."""
+    teacher = theory.Modes(0.3, 0.8, 1.0)
+    rule = theory.rflo(r, 0.2)
+    jacobian = theory.jacobian(rule, theory.optimum(1.0, teacher), theory.Endless(teacher))
+    assert theory.verdict(jacobian).kind.startswith(kind)
+    found = theory.limits(1.0, 0.2, teacher)
+    np.testing.assert_allclose(found.saddle_node, -0.09, rtol=1e-12)
+    np.testing.assert_allclose(found.hopf, -0.1205, atol=5e-5)
+
+
+def test_the_other_manifold_is_a_saddle_of_bptt_and_tbptt_only():
+    teacher = theory.Modes(1.2, 0.7, 1.0)
+    endless, point = theory.Endless(teacher), theory.Modes(0.0, 0.3, 0.0)
+    expected = {"bptt": 1.2 / (1 - 0.3 * 0.7), "tbptt": 1.2 / np.sqrt(1 - 0.3 * 0.7)}
+    for rule in (theory.bptt(), theory.tbptt(1)):
+        found = theory.verdict(theory.jacobian(rule, point, endless))
+        assert found.kind == "saddle"
+        np.testing.assert_allclose(found.rates, [expected[rule.name], -expected[rule.name]])
+    moving = theory.descent(theory.rflo(0.9, 0.4), point, endless)
+    np.testing.assert_allclose(moving.b, -0.9 * 1.2 / (1 - 0.4 * 0.7))
+
+
+def test_bptt_is_slowest_where_readout_and_input_balance():
+    """At s = sqrt(p*), where BPTT lands from small weights; far away the rate is p*^2/q^3."""
+    teacher = theory.Modes(1.2, 0.7, 1.0)
+    s = np.geomspace(0.01, 100, 2001)
+    rate = np.asarray(theory.convergence_rate(theory.bptt(), s, teacher))
+    np.testing.assert_allclose(s[rate.argmin()], np.sqrt(1.2), rtol=5e-3)
+    np.testing.assert_allclose(rate[[0, -1]], 1.44 / 0.51**3, rtol=1e-2)
+    faster = np.asarray(theory.convergence_rate(theory.rflo(0.9, 0.4), s, teacher)) > rate
+    np.testing.assert_allclose(s[faster].max(), 0.384, atol=2e-3)
+
+
+@pytest.mark.parametrize(
+    "rule, s, rate",
+    [
+        (theory.bptt(), 1.09533, 2.8301),
+        (theory.tbptt(1), 1.21221, 1.9411),
+        (theory.rflo(0.9, 0.4), 0.92190, 2.3709),
+        (theory.rflo(-0.9, 0.4), -0.90894, 2.4018),
+        (theory.rflo(0.3, 0.4), 1.30693, 0.8828),
+        (theory.rflo(0.9, 0.0), 1.03645, 1.6192),
+    ],
+)
+def test_selected_points_and_late_rates(rule, s, rate):
+    """Published numbers of an independent program, from (a, b, w) = (.02, .03, 0)."""
+    teacher, start = theory.Modes(1.2, 0.7, 1.0), theory.Modes(0.02, 0.0, 0.03)
+    found = theory.endpoint(rule, start, teacher)
+    assert min(abs(found.candidates - s)) < 1e-5
+    np.testing.assert_allclose(theory.convergence_rate(rule, s, teacher), rate, atol=1e-4)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_flows_end_where_predicted(seed):
+    rng = np.random.default_rng(100 + seed)
+    teacher = draw(rng)
+    task = theory.realisable(teacher, 6)
+    start = theory.Modes(*rng.normal(size=3) * 0.7)
+    for rule in (theory.bptt(), theory.tbptt(1), theory.rflo(rng.choice([-0.9, 0.9]), 0.3)):
+        path = theory.integrate(rule, start, task, [0.0, 2000.0])
+        end = theory.endpoint(rule, start, teacher)
+        last = theory.Modes(*(float(v[-1]) for v in path.modes))
+        if theory.loss(last, task) > 1e-12:  # a stationary point at |w| > 1, or still on its way
+            continue
+        assert min(abs(end.candidates - last.a)) < 1e-5
+        if not np.isnan(end.s):
+            np.testing.assert_allclose(last.a, end.s, atol=1e-5)
+
+
+def test_the_wrong_sign():
+    """Started from a = b with p* < 0, BPTT ends in the saddle; RFLO crosses over and learns."""
+    teacher, start = theory.Modes(-1.0, 0.5, 1.0), theory.Modes(0.3, 0.1, 0.3)
+    assert theory.endpoint(theory.bptt(), start, teacher).s == 0.0
+    endless = theory.Endless(teacher)
+    stuck = theory.integrate(theory.bptt(), start, endless, [0.0, 15.0]).modes
+    assert abs(stuck.a[-1]) < 1e-5 and abs(stuck.b[-1]) < 1e-5
+    learned = theory.integrate(theory.rflo(0.9, 0.4), start, endless, [0.0, 200.0]).modes
+    end = theory.endpoint(theory.rflo(0.9, 0.4), start, teacher)
+    np.testing.assert_allclose(learned.a[-1], end.s, atol=1e-6)
+
+
+def test_detour():
+    """From (1, 1, .6), r = -1, RFLO travels to the other branch; BPTT does not."""
+    teacher, start = theory.Modes(1.0, 0.8, 1.0), theory.Modes(1.0, 0.6, 1.0)
+    task = theory.Endless(teacher)
+    path = theory.integrate(theory.rflo(-1.0, 0.5), start, task, [0.0, 300.0]).modes
+    np.testing.assert_allclose(
+        [path.a[-1], path.b[-1], path.w[-1]], [-0.5045, -1.9822, 0.8], atol=1e-4
+    )
+    path = theory.integrate(theory.bptt(), start, task, [0.0, 300.0]).modes
+    np.testing.assert_allclose([path.a[-1], path.b[-1], path.w[-1]], [1, 1, 0.8], atol=1e-6)
+
+
+DELAY = theory.Task(np.eye(300)[1], np.ones(300))  # y_t = x_{t-1}, which no single mode can do
+
+
+def test_least_squares_of_a_delay():
+    best = theory.stationary_points(theory.bptt(), DELAY)[0]
+    np.testing.assert_allclose([abs(best.w), abs(best.p), best.loss], [0.5**0.5, 0.125**0.5, 0.375])
+
+
+@pytest.mark.parametrize("rho, loss", [(0.5, 0.38101), (0.3, 0.40420), (0.5**0.5, 0.375)])
+def test_bias_of_rflo_on_a_delay(rho, loss):
+    """`w = (-rho + sqrt(rho^2 + 4))/2`, `p = w (1 - w^2)`: least squares only if rho is its w."""
+    found = theory.stationary_points(theory.rflo(1.0, rho), DELAY)
+    w = (-rho + np.sqrt(rho**2 + 4)) / 2
+    assert len(found) == 1
+    np.testing.assert_allclose([found[0].w, found[0].p], [w, w * (1 - w**2)], rtol=1e-9)
+    np.testing.assert_allclose(found[0].loss, loss, atol=1e-5)
+    start = theory.Modes(found[0].p / 0.7, found[0].w, 0.7)
+    moving = theory.descent(theory.rflo(1.0, rho), start, DELAY)
+    np.testing.assert_allclose(moving, 0.0, atol=1e-12)
+
+
+def test_a_realisable_teacher_is_every_rules_stop():
+    task = theory.realisable(theory.Modes(1.2, 0.7, 1.0), 12)
+    for rule in (theory.bptt(), theory.tbptt(1), theory.rflo(0.9, 0.4)):
+        found = theory.stationary_points(rule, task)
+        np.testing.assert_allclose(found[0][:2], [0.7, 1.2], rtol=1e-9)
+
+
+def test_what_has_no_closed_form_says_so():
+    teacher = theory.Modes(1.2, 0.7, 1.0)
+    for call in (
+        lambda: theory.characteristic(theory.tbptt(2), 1.0, teacher),
+        lambda: theory.stationary_points(theory.tbptt(2), DELAY),
+        lambda: theory.conserved(theory.tbptt(2), teacher),
+    ):
+        with pytest.raises(ValueError, match="horizon"):
+            call()
