@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from localgrad.core.checks import check_batch
+from localgrad.core.checks import check_batch, check_carry
 from localgrad.core.objective import Objective, weights_of
 from localgrad.core.params import leaves_of
-from localgrad.core.rule import Batch, Loss
+from localgrad.core.rule import Batch, LearningRule, Loss
 from localgrad.core.stack import assemble, run
 
 
@@ -31,7 +31,7 @@ def evaluate(
         The weighted mean loss, the outputs [B, T, ...], and the model's carry after the last step.
 
     Raises:
-        ValueError: for a batch whose axes do not fit.
+        ValueError: for a batch or a carry whose axes do not fit.
 
     Example:
         >>> import flax.linen as nn, jax, jax.numpy as jnp, localgrad, optax
@@ -49,7 +49,10 @@ def evaluate(
         lambda a: jnp.moveaxis(a, 1, 0), (batch.inputs, batch.targets, batch.reset)
     )
     stack = assemble(model, leaves, jax.tree.map(lambda a: a[0], inputs))
+    if carry is not None:
+        check_carry(carry, stack)
     carries = stack.initial if carry is None else stack.unpack(carry)
+    carries = jax.tree.map(lambda a, own: jnp.asarray(a, own.dtype), carries, stack.initial)
     ran = run(stack, leaves, carries, inputs, reset)
     weight, total = weights_of(batch.mask, size * steps)
     weight = None if weight is None else weight.T
@@ -77,7 +80,8 @@ def learn(
         The parameters, the state, and the mean loss of each chunk.
 
     Raises:
-        ValueError: if `chunk` is no positive integer, or the batch's axes do not fit.
+        ValueError: if `chunk` is no positive integer, the batch's axes do not fit, or `tx` is not a
+            streaming rule with an optimizer behind it.
 
     Example:
         >>> import flax.linen as nn, jax, jax.numpy as jnp, localgrad, optax
@@ -91,10 +95,11 @@ def learn(
         >>> losses.shape, bool(losses[-1] < losses[0])
         ((10,), True)
     """
-    _, steps = check_batch(batch, None)
+    size, steps = check_batch(batch, None)
     if not isinstance(chunk, int) or chunk < 1:
         raise ValueError(f"chunk must be a positive integer, in time steps; got {chunk!r}.")
     chunk = min(chunk, steps)
+    _require_learner(tx, opt_state, size, carries_on=chunk < steps)
     full, rest = divmod(steps, chunk)
 
     def step(so_far: tuple[Any, Any], start: Any, width: int) -> tuple[tuple[Any, Any], jax.Array]:
@@ -111,6 +116,27 @@ def learn(
         (params, opt_state), last = step((params, opt_state), full * chunk, rest)
         losses = jnp.append(losses, last)
     return params, opt_state, losses
+
+
+def _require_learner(tx: Any, opt_state: Any, size: int, carries_on: bool) -> None:
+    """Raises unless `tx` is a rule, a streaming one if it carries on, with something behind it."""
+    if isinstance(tx, LearningRule):
+        raise ValueError(
+            "tx is a bare rule, whose updates point uphill: put an optimizer behind it, as in "
+            "optax.chain(rule, optax.sgd(1e-3))."
+        )
+    is_state = lambda s: hasattr(s, "fresh")  # noqa: E731
+    states = [s for s in jax.tree.leaves(opt_state, is_leaf=is_state) if is_state(s)]
+    if not states:
+        raise ValueError(
+            "tx holds no localgrad rule: begin the chain with one, as in "
+            "optax.chain(localgrad.eprop(model, loss, batch_size=B), optax.sgd(1e-3))."
+        )
+    if carries_on and all(s.carry is None for s in states):
+        raise ValueError(
+            f"tx holds an episodic rule, which would forget everything at each chunk: make the "
+            f"rule with batch_size={size}, or learn with chunk=T."
+        )
 
 
 def reset(state: Any) -> Any:

@@ -54,8 +54,44 @@ def check_state(rule: str, state: Any, kind: type, batch_size: int | None) -> No
     )
 
 
+def check_like(rule: str, state: Any, own: Any) -> None:
+    """Checks that a state has the structure and the shapes of this rule's own."""
+
+    def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+        found = jax.tree_util.tree_leaves_with_path(tree)
+        return {jax.tree_util.keystr(path): leaf.shape for path, leaf in found}
+
+    given, wanted = shapes(state), shapes(own)
+    gaps = [name for name in given.keys() | wanted.keys() if given.get(name) != wanted.get(name)]
+    if gaps:
+        name = min(gaps)
+        raise ValueError(
+            f"{rule} got a state that is not its own: state{name} has shape {given.get(name)}, but "
+            f"that of its init(params) {wanted.get(name)}. It comes from a rule with another "
+            "model, batch_size, feedback or horizon; begin with this rule's own init(params)."
+        )
+
+
+def check_carry(carry: Any, stack: Any) -> None:
+    """Checks that a carry is one of this model and batch."""
+    own = stack.pack(stack.initial)
+    given, wanted = (jax.tree.map(jnp.shape, tree) for tree in (carry, own))
+    if jax.tree.structure(carry) != jax.tree.structure(own) or given != wanted:
+        raise ValueError(
+            f"carry has shapes {given}, but this model and batch need {wanted}: start from "
+            "model.initialize_carry(key, inputs[:, 0].shape), or from what an earlier call with "
+            "as many examples returned."
+        )
+
+
 def check_batch(batch: Any, batch_size: int | None) -> tuple[int, int]:
     """Checks a batch's axes and dtypes; returns B and T."""
+    if batch is None:
+        raise ValueError(
+            "batch is missing: call rule(params, state, batch), or "
+            "tx.update(None, state, params, batch=batch). Helpers that do not hand it on, such as "
+            "TrainState.apply_gradients, cannot be used."
+        )
     for name in ("inputs", "targets", "mask", "reset"):
         if not hasattr(batch, name):
             raise ValueError(
@@ -127,6 +163,12 @@ def example_spec(
     """
     batch = batch_size or 1
     if example is not None:
+        for leaf in jax.tree.leaves(example):
+            if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype"):
+                raise ValueError(
+                    "example must hold arrays or jax.ShapeDtypeStruct, one time step's inputs "
+                    f"without the batch axis; got {example!r}. Try example=batch.inputs[0, 0]."
+                )
         return jax.tree.map(
             lambda a: jax.ShapeDtypeStruct((batch, *jnp.shape(a)), jnp.result_type(a)), example
         )
@@ -139,7 +181,7 @@ def example_spec(
                 "its streaming state buffers inputs."
                 if strict
                 else "no Dense or Embed layer takes the input as it is, so the parameters do not "
-                "tell its shape."
+                "tell its shape. (If one should, check that the params are this model's.)"
             )
         )
     return spec

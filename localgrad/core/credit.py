@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from localgrad.core.forward import EXACT, Entries, Tape, drive_inputs, replay
 from localgrad.core.params import Leaves
-from localgrad.core.steps import forget, length, merge_steps, padded, split_steps
+from localgrad.core.steps import forget, length, merge_steps, padded, response, split_steps
 from localgrad.core.synapses import INPUT, Anatomy
 
 
@@ -26,12 +26,15 @@ class Credit(NamedTuple):
     Attributes:
         posts: credit of each drive, [W, K, B, D].
         others: credit of the parameters that no synapse owns, summed over steps: [...] (summed over
-            rows and examples), [K, B, ...] (`per_example`) or [K, B, N] (`per_unit`).
+            rows and examples; with `per_unit` of row 0 alone) or [K, B, ...] (`per_example`).
+        units: with `per_unit`, what the rows after row 0 mean for each unit of such a parameter
+            that reaches the new carry, [K - 1, B, N]; else nothing.
         direct: credit of x by ways that pass no input synapse, leaves [W, K, B, ...], or None.
     """
 
     posts: list[jax.Array]
     others: Leaves
+    units: Leaves
     direct: Any
 
 
@@ -173,7 +176,7 @@ def assign(
         q_ys: credit of the outputs, leaves [W, K', B, ...]; rows from K' on have none.
         left: credit of the carry that leaves each step, leaves [W, K, B, ...], or None for none.
         per_example: keep the credit of other parameters per row and example.
-        per_unit: keep it per row, example and unit.
+        per_unit: of the rows after row 0, keep it per row, example and unit.
 
     Returns:
         The credit of drives, other parameters and x.
@@ -197,9 +200,14 @@ def assign(
     _, pull = jax.vjp(lambda d, p, o: step(carry, x, d, p, o), drives, x_path, others)
     posts, direct, q_others = jax.vmap(pull)(credit)
     steps = length(tape.ys)
+    units: Leaves = {}
     if per_unit:
         at = (carry, x, drives, x_path)
-        q_others = _per_unit(lambda o: step(*at, o), others, credit, steps)
+        reach = {path: params[path] for path in cell.others_reach}
+        after = jax.tree.map(lambda q: q[1:], credit[0])
+        if count > 1:
+            units = _per_unit(lambda o: step(*at, others | o)[0], reach, after, steps)
+        q_others = jax.tree.map(lambda q: q[0], q_others)
     elif per_example and others:
         q_others = _per_example(step, (carry, x, drives, x_path), others, credit, steps)
     else:
@@ -207,7 +215,7 @@ def assign(
     posts, direct = jax.tree.map(
         lambda q: jnp.moveaxis(q.reshape(count, steps, -1, *q.shape[2:]), 0, 1), (posts, direct)
     )
-    return Credit(posts, q_others, direct)
+    return Credit(posts, q_others, units, direct)
 
 
 def _per_example(step: Any, at: tuple, others: Leaves, credit: Any, steps: int) -> Leaves:
@@ -223,17 +231,16 @@ def _per_example(step: Any, at: tuple, others: Leaves, credit: Any, steps: int) 
 
 
 def _per_unit(step: Any, others: Leaves, credit: Any, steps: int) -> Leaves:
-    """Credit of each unit parameter for each row, example and unit, [K, B, N].
+    """What credit of the new carry means for each unit of unit parameters, [K, B, N].
 
     A unit parameter touches its own unit only, so one tangent of ones shows every unit's response.
     """
     found = {}
     for path, leaf in others.items():
-        along = (leaf,), (jnp.ones_like(leaf),)
-        _, response = jax.jvp(lambda v, path=path: step(others | {path: v}), *along)
-        every = jax.tree.leaves(jax.tree.map(lambda q, r: q * r[None], credit, response))
-        felt = functools.reduce(jnp.add, every)
-        found[path] = felt.reshape(felt.shape[0], steps, -1, felt.shape[-1]).sum(1)
+        felt = response(lambda v, path=path: step(others | {path: v}), leaf, jnp.ones_like(leaf))
+        every = jax.tree.leaves(jax.tree.map(lambda q, r: q * r[None], credit, felt))
+        total = functools.reduce(jnp.add, every)
+        found[path] = total.reshape(total.shape[0], steps, -1, total.shape[-1]).sum(1)
     return found
 
 

@@ -63,7 +63,7 @@ def make_feedback(
             'feedback="symmetric".'
         )
     outputs = jax.tree.leaves(stack.outputs)
-    if len(outputs) != 1 or outputs[0].ndim != 2:
+    if stack.outputs is not outputs[0] or outputs[0].ndim != 2:
         raise ValueError(
             f"{rule}: feedback weights need one output array [B, O]; the model gives "
             f"{jax.tree.map(lambda a: a.shape, stack.outputs)}."
@@ -91,6 +91,19 @@ def make_feedback(
         if not isinstance(weights, jax.core.Tracer) and not np.isfinite(np.asarray(weights)).all():
             raise ValueError(f"{rule}: feedback of {name} holds NaN or infinity.")
     return {name: jnp.asarray(weights) for name, weights in given.items()}
+
+
+def send(rule: str, name: str, q_out: jax.Array, weights: jax.Array, ys: Any) -> jax.Array:
+    """The learning signal of a cell's outputs, B dL/d(output), [W, B, N]."""
+    signal = q_out @ weights.astype(q_out.dtype).T
+    shapes = jax.tree.map(jnp.shape, ys)
+    if shapes != signal.shape:
+        raise ValueError(
+            f"{rule}: feedback weights of {name} give one number a unit, {signal.shape}, but the "
+            f"cell's outputs have shapes {shapes}. Use feedback='symmetric', or a cell whose "
+            "output is its units."
+        )
+    return signal.astype(ys.dtype)
 
 
 def _by_name(rule: str, feedback: Any, names: list[str]) -> dict[str, Any]:

@@ -122,7 +122,8 @@ def replay(
         if site.reads_x:
             drive = graft(drive, layer.apply(own, frozen[i]))
         if cut == DIAGONAL:
-            drive = graft(drive, _own_weight(own[("kernel",)], *entries[i], pre))
+            weight = _own_weight(own[("kernel",)], *entries[i], pre)
+            drive = graft(drive, weight.astype(drive.dtype))
         return drive
 
     new, y = respond_to(cell.module, params, carry, x, respond)

@@ -17,9 +17,9 @@ import numpy as np
 
 from localgrad.core.modules import Module
 from localgrad.core.params import Leaves, Path, under
+from localgrad.core.steps import response
 from localgrad.core.synapses import CHAINED, OUTPUT, RECURRENT, Anatomy, dissect, record, respond_to
-
-POINTS = 3
+from localgrad.core.trial import POINTS, Draws, apart, memoised
 
 
 class Findings(NamedTuple):
@@ -47,23 +47,21 @@ def tried(cell: Anatomy, params: Leaves, carry: Any, x: Any) -> Findings:
     flat, treedef = jax.tree.flatten((carry, x))
     shapes = tuple((a.shape[1:], jnp.dtype(a.dtype).name) for a in flat)
     leaves = tuple((path, leaf.shape, jnp.dtype(leaf.dtype).name) for path, leaf in params.items())
-    return _findings(cell.module, leaves, shapes, treedef)
+    return memoised(_findings)(cell.module, leaves, shapes, treedef)
 
 
-@functools.lru_cache(maxsize=256)
 def _findings(module: Module, leaves: tuple, shapes: tuple, treedef: Any) -> Findings:
-    draw = _Draws()
+    draw = Draws()
     params = {path: draw.weights(shape, dtype) for path, shape, dtype in leaves}
     carry, x = jax.tree.unflatten(
         treedef, [draw.values((POINTS, *shape), dtype) for shape, dtype in shapes]
     )
-    # Compiled ahead and called with plain numbers, it is no part of what is being traced now.
-    trial = jax.jit(functools.partial(_trial, module)).lower(params, carry, x).compile()
-    return jax.tree.map(np.asarray, trial(params, carry, x))
+    found = apart(functools.partial(_trial, module), params, carry, x)
+    return jax.tree.map(np.asarray, found)
 
 
 def _trial(module: Module, params: Leaves, carry: Any, x: Any) -> Findings:
-    draw = _Draws()
+    draw = Draws()
     cell = dissect(module, params, carry, x)
     drives = [draw.values(site.drive.shape, site.drive.dtype) for site in cell.sites]
     others = {path: params[path] for path in cell.others}
@@ -77,8 +75,7 @@ def _trial(module: Module, params: Leaves, carry: Any, x: Any) -> Findings:
     gaps = jax.tree.map(lambda a, b: jnp.max(jnp.abs(a - b)), plain, tapped)
 
     def states(carry: Any, drives: list, others: Leaves) -> list:
-        new, y, _ = record(module, params | others, carry, x, drives)
-        return jax.tree.leaves((new, y) if others else new)
+        return jax.tree.leaves(record(module, params | others, carry, x, drives)[0])
 
     def received(carry: Any) -> list:
         return record(module, params, carry, x, drives)[2]
@@ -88,9 +85,6 @@ def _trial(module: Module, params: Leaves, carry: Any, x: Any) -> Findings:
     spread = jnp.zeros(())
     leak_carry, leak_drives, leak_others = jnp.zeros(()), [jnp.zeros(())] * len(drives), {}
     for k, leaf in enumerate(out):
-        if leaf.shape[-1] != units:  # only y can have another width
-            leak_others = dict.fromkeys(others, jnp.full((), jnp.inf))
-            continue
         eye = jnp.broadcast_to(jnp.eye(units, dtype=leaf.dtype)[:, None], (units, *leaf.shape))
         one_hot = [jnp.zeros((units, *o.shape), o.dtype) for o in out]
         one_hot[k] = eye
@@ -112,22 +106,6 @@ def _trial(module: Module, params: Leaves, carry: Any, x: Any) -> Findings:
         others=leak_others,
         pres=[_felt(received, carry, i, units) for i in range(len(cell.sites))],
     )
-
-
-class _Draws:
-    """Deterministic random numbers of any dtype."""
-
-    def __init__(self) -> None:
-        self.rng = np.random.default_rng(0)
-
-    def values(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-        if not jnp.issubdtype(dtype, jnp.inexact):
-            return np.zeros(shape, dtype)
-        return self.rng.normal(size=shape).astype(dtype)
-
-    def weights(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-        fan_in = shape[0] if len(shape) > 1 else 1
-        return (self.rng.uniform(0.1, 0.9, size=shape) / max(1, fan_in)).astype(dtype)
 
 
 def _leak(effects: Any, units: int) -> jax.Array:
@@ -153,7 +131,7 @@ def _felt(received: Any, carry: Any, i: int, units: int) -> jax.Array:
         tangent = jax.tree.map(
             lambda c: jnp.broadcast_to(direction.astype(c.dtype), c.shape), carry
         )
-        return jnp.abs(jax.jvp(lambda c: received(c)[i], (carry,), (tangent,))[1]).max(0)
+        return jnp.abs(response(lambda c: received(c)[i], carry, tangent)).max(0)
 
     return jax.vmap(moved)(jnp.eye(units))
 
@@ -171,8 +149,19 @@ def require_fidelity(cell: Anatomy, found: Findings, name: str) -> None:
 WAY_OUT = "Use an exact rule (bptt, tbptt, rtrl) or another cell."
 
 
+def require_real(cell: Anatomy, carry: Any, name: str, rule: str) -> None:
+    """Raises for complex states, of whose influence only the real half would be kept."""
+    for leaf in jax.tree.leaves(carry):
+        if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
+            raise ValueError(
+                f"{rule} cannot credit {name} ({cell.module.name}): its carry is {leaf.dtype}. "
+                "Keep real and imaginary parts as two real arrays, or use bptt or tbptt."
+            )
+
+
 def require_units(cell: Anatomy, carry: Any, name: str, rule: str) -> None:
     """Raises unless every leaf of the carry holds one number for each of the same N units."""
+    require_real(cell, carry, name, rule)
     shapes = [leaf.shape[1:] for leaf in jax.tree.leaves(carry)]
     if len(set(shapes)) > 1 or any(len(shape) != 1 for shape in shapes):
         kind = " as a convolutional cell has it" if any(len(s) > 1 for s in shapes) else ""
@@ -182,10 +171,12 @@ def require_units(cell: Anatomy, carry: Any, name: str, rule: str) -> None:
         )
 
 
-def require_local(cell: Anatomy, params: Leaves, found: Findings, name: str, rule: str) -> None:
+def require_local(
+    cell: Anatomy, params: Leaves, carry: Any, found: Findings, name: str, rule: str
+) -> None:
     """Raises, by name, for what a rule that treats each unit by itself cannot credit."""
     where = f"{rule} cannot credit {name} ({cell.module.name})"
-    way_out = WAY_OUT
+    way_out, units = WAY_OUT, jax.tree.leaves(carry)[0].shape[-1]
     if cell.module.name == "OptimizedLSTMCell" and not cell.sites:
         raise ValueError(
             f"{where}: it has no Dense layers to tap. Use nn.LSTMCell: the same parameters load "
@@ -204,18 +195,23 @@ def require_local(cell: Anatomy, params: Leaves, found: Findings, name: str, rul
             raise ValueError(f"{where}: {label} is called more than once a step. {way_out}")
         if site.layer.kind.startswith("Conv"):
             raise ValueError(f"{where}: {label} is a {site.layer.kind}. {way_out}")
+        if site.role != OUTPUT and site.tuned_by:
+            path = min(site.tuned_by)
+            raise ValueError(
+                f"{where}: parameter {'/'.join(path)} works on what {label} receives, and so on "
+                f"many units at once. {way_out}"
+            )
         if site.role != OUTPUT and not leak <= 0:
             raise ValueError(
                 f"{where}: {label} reaches other units than its own (effect {leak:.2g}), as under "
                 f"a normalisation over units. {way_out}"
             )
-    for path in cell.others:
-        if found.others.get(path, 0.0) > 0 or not _is_unit(params[path], found):
+    for path in cell.others_reach:
+        if found.others.get(path, 0.0) > 0 or not _is_unit(params[path], units):
             raise ValueError(
                 f"{where}: parameter {'/'.join(path)} of shape {params[path].shape} belongs to no "
                 f"layer that localgrad can see (one inside nn.jit, nn.remat or nn.WeightNorm is "
-                f"not) and is not one number a unit, or it reaches y by way of other units. "
-                f"{way_out}"
+                f"not) and is not one number a unit. {way_out}"
             )
     if not found.carry <= 0:
         raise ValueError(
@@ -225,8 +221,7 @@ def require_local(cell: Anatomy, params: Leaves, found: Findings, name: str, rul
     _require_claimed(cell, params, where, way_out)
 
 
-def _is_unit(leaf: Any, found: Findings) -> bool:
-    units = found.pres[0].shape[0] if found.pres else leaf.size
+def _is_unit(leaf: Any, units: int) -> bool:
     return leaf.size == 1 or (leaf.size == units and leaf.shape[-1] == units)
 
 

@@ -71,7 +71,7 @@ class LinenModule:
                 return next_fun(*call_args, **call_kwargs)
             inside = True
             try:
-                return tap(_linen_layer(layer), *call_args, **call_kwargs)
+                return tap(_linen_layer(layer), _only(layer, call_args, call_kwargs))
             finally:
                 inside = False
 
@@ -81,6 +81,17 @@ class LinenModule:
     def initialize_carry(self, shape: tuple[int, ...], key: jax.Array | None = None) -> Any:
         """The initial carry for inputs of this shape, batch axis first."""
         return self.module.initialize_carry(jax.random.key(0) if key is None else key, shape)
+
+
+def _only(layer: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
+    """The one argument of a layer's call, given by position or by name."""
+    given = [*args, *kwargs.values()]
+    if len(given) != 1:
+        raise ValueError(
+            f"layer {type(layer).__name__} is called with {len(given)} arguments; a synapse takes "
+            "what it receives and nothing else. Give the rest when you make the layer."
+        )
+    return given[0]
 
 
 def _linen_layer(layer: nn.Module) -> Layer:
@@ -117,8 +128,8 @@ class NNXModule:
             if type(layer) in NNX_SYNAPSES:
                 handle = _nnx_layer(tuple(str(key) for key in path), layer)
 
-                def respond(_, pre, handle=handle):
-                    return tap(handle, pre)
+                def respond(self, *args, handle=handle, **kwargs):
+                    return tap(handle, _only(self, args, kwargs))
 
                 kind = type(layer)
                 object.__setattr__(
@@ -151,14 +162,15 @@ def from_nnx(module: nnx.Module) -> tuple[NNXModule, nnx.State]:
     variables, so `nnx.Optimizer` and optax take the updates as they are.
 
     Args:
-        module: an NNX cell: `__call__(carry, x) -> (carry, y)` and `initialize_carry`.
+        module: an NNX cell: `__call__(carry, x) -> (carry, y)` and `initialize_carry`. It may hold
+            a readout, a layer on the way to y alone; `Network` takes Linen modules only.
 
     Returns:
         The model, static and hashable, and its parameters.
 
     Raises:
-        ValueError: if the module holds state that is no parameter (BatchNorm statistics, random
-            streams), since a rule is a pure function of parameters.
+        ValueError: if the module is no cell, or holds state that is no parameter (BatchNorm
+            statistics, random streams), since a rule is a pure function of parameters.
 
     Example:
         >>> import jax.numpy as jnp, localgrad, optax
@@ -175,6 +187,7 @@ def from_nnx(module: nnx.Module) -> tuple[NNXModule, nnx.State]:
             f"module must be an NNX module; got {type(module).__name__}. A Linen module goes into "
             "a rule as it is."
         )
+    _require_cell(module)
     graphdef, params, rest = nnx.split(module, nnx.Param, ...)
     if jax.tree.leaves(rest):
         variables = jax.tree.leaves(rest, is_leaf=lambda v: isinstance(v, nnx.Variable))
@@ -191,11 +204,21 @@ def from_nnx(module: nnx.Module) -> tuple[NNXModule, nnx.State]:
 Module = LinenModule | NNXModule
 
 
+def _require_cell(module: Any) -> None:
+    if not hasattr(module, "initialize_carry"):
+        raise ValueError(
+            f"{type(module).__name__} is no recurrent cell: it has no initialize_carry. Pass the "
+            "cell itself, without nn.RNN or nnx.RNN around it; layers without a carry go into "
+            "localgrad.Network as encoder or readout."
+        )
+
+
 def as_module(model: Any) -> Module:
     """The adapter of a model; raises for what is neither a Linen module nor from `from_nnx`."""
     if isinstance(model, NNXModule):
         return model
     if isinstance(model, nn.Module):
+        _require_cell(model)
         return LinenModule(model)
     if isinstance(model, nnx.Module):
         raise ValueError(
@@ -218,6 +241,11 @@ def impure(error: Exception, name: str) -> ValueError | None:
         return ValueError(
             f"params do not fit {name} and what it is fed: {error} Check the last axis of "
             "batch.inputs (or of example), and that the params are this model's."
+        )
+    if isinstance(error, jax.errors.UnexpectedTracerError):
+        return ValueError(
+            f"{name} calls its layers inside jax.jit, jax.checkpoint or nnx.remat, where they "
+            "cannot be followed. Put those around the rule instead."
         )
     if isinstance(error, flax.errors.FlaxError):
         return ValueError(

@@ -54,6 +54,14 @@ class Network(nn.RNNCellBase):
         self.cells = tuple(self.cells)
         if not self.cells:
             raise ValueError("cells is empty; a Network needs at least one cell.")
+        given = [*self.cells, *(m for m in (self.readout, self.encoder) if m is not None)]
+        for module in given:
+            if not isinstance(module, nn.Module):
+                raise ValueError(
+                    f"a Network is made of Linen modules; got {type(module).__name__}. For NNX, "
+                    "write one module whose step holds the cell and the layers around it, and "
+                    "pass it through localgrad.from_nnx."
+                )
         for cell in self.cells:
             if not hasattr(cell, "initialize_carry"):
                 raise ValueError(

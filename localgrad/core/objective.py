@@ -15,7 +15,8 @@ class Objective(NamedTuple):
     """A loss of one time step, and what its credit is scaled by.
 
     Attributes:
-        loss: `(outputs [B, ...], targets [B, ...]) -> [B]` or `[B, ...]`.
+        loss: `(outputs [B, ...], targets [B, ...]) -> [B]` or `[B, ...]`; called on all steps and
+            examples of a window at once, as rows that know nothing of each other.
         scale: 1 over the call's total weight for `"mean"`, 1 for `"sum"`.
     """
 
@@ -37,14 +38,7 @@ class Objective(NamedTuple):
         flat_targets = merge_steps(targets)
 
         def losses(flat: Any) -> jax.Array:
-            found = self.loss(flat, flat_targets)
-            if getattr(found, "ndim", 0) < 1 or found.shape[0] != steps * batch:
-                raise ValueError(
-                    f"loss(outputs, targets) must give one value an example: [B] or [B, ...] with "
-                    f"B = {steps * batch} here; got shape {jnp.shape(found)} for outputs "
-                    f"{jax.tree.map(jnp.shape, flat)} and targets "
-                    f"{jax.tree.map(jnp.shape, flat_targets)}. Do not average over the batch."
-                )
+            found = _losses(self.loss, flat, flat_targets, steps * batch)
             return found.reshape(steps * batch, -1).mean(1)
 
         values, pull = jax.vjp(losses, merge_steps(outputs))
@@ -57,6 +51,52 @@ class Objective(NamedTuple):
             q = jax.tree.map(lambda a: _kept(counts, a), q)
         total = jnp.sum(_kept(counts, values.astype(dtype) * counts))
         return total.astype(self.scale.dtype), split_steps(q, steps)
+
+
+def _losses(loss: Callable[[Any, Any], jax.Array], outputs: Any, targets: Any, rows: int) -> Any:
+    """The losses [rows, ...]; raises unless each row has its own."""
+    shapes = jax.tree.map(jnp.shape, (outputs, targets))
+    seen = (
+        f"for outputs {shapes[0]} and targets {shapes[1]}, the {rows} rows (steps x examples) of a "
+        "window at once"
+    )
+    try:
+        found = loss(outputs, targets)
+    except Exception as error:
+        raise ValueError(
+            f"loss(outputs, targets) failed {seen}: {error} Check batch.targets, and that the loss "
+            "takes any number of rows."
+        ) from error
+    if getattr(found, "ndim", 0) < 1 or found.shape[0] != rows:
+        raise ValueError(
+            f"loss(outputs, targets) must give one value a row: [B] or [B, ...] with B = {rows}; "
+            f"got {getattr(found, 'shape', type(found).__name__)} {seen}. Do not average over the "
+            "batch."
+        )
+    if not jnp.issubdtype(found.dtype, jnp.floating):
+        raise ValueError(
+            f"loss(outputs, targets) must be a floating number; got dtype {found.dtype}, which has "
+            "no gradient."
+        )
+    if _depends_on_count(loss, outputs, targets, found.shape):
+        raise ValueError(
+            f"loss(outputs, targets) compares rows with each other: got shape {found.shape} {seen}."
+            " Do batch.targets lack the outputs' last axis? Give them [B, T, O]."
+        )
+    return found
+
+
+def _depends_on_count(loss: Any, outputs: Any, targets: Any, shape: tuple[int, ...]) -> bool:
+    """Whether the axes of a loss but the first grow with the number of rows, by broadcasting."""
+
+    def longer(a: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((a.shape[0] + 1, *a.shape[1:]), a.dtype)
+
+    try:
+        found = jax.eval_shape(loss, *jax.tree.map(longer, (outputs, targets)))
+    except Exception:  # it takes this number of rows only, as a loss with weights [B] does
+        return False
+    return found.shape[1:] != shape[1:]
 
 
 def _kept(counts: jax.Array, a: jax.Array) -> jax.Array:

@@ -12,6 +12,7 @@ import optax
 from localgrad.core.checks import (
     check_batch,
     check_choices,
+    check_like,
     check_state,
     check_updates,
     example_spec,
@@ -201,6 +202,7 @@ def windowed_rule(
     def advance(params: Any, state: Any, batch: Batch) -> tuple[Any, Any]:
         leaves = leaves_of(params)
         batch_axis, steps = check_batch(batch, batch_size)
+        check_like(recipe.name, state, jax.eval_shape(init, params))
         x = jax.tree.map(lambda a: a[:, 0], batch.inputs)
         stack = assemble(model, leaves, x)
         if recipe.screen is not None:
@@ -230,7 +232,9 @@ def windowed_rule(
         state = (work if batch_size is not None else state)._replace(**kept, **made)
         return {path: grads[path].astype(leaf.dtype) for path, leaf in leaves.items()}, state
 
-    def update(updates: Any, state: Any, params: Any = None, *, batch: Batch, **extra: Any) -> Any:
+    def update(
+        updates: Any, state: Any, params: Any = None, *, batch: Batch | None = None, **extra: Any
+    ) -> Any:
         del extra
         check_updates(recipe.name, updates, params)
         check_state(recipe.name, state, type(recipe.idle), batch_size)

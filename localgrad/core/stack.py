@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import flax
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from localgrad.core.forward import Tape, forward
+from localgrad.core.isolation import require_apart
 from localgrad.core.modules import LinenModule, Module, NNXModule, as_module, impure
 from localgrad.core.network import Network
 from localgrad.core.params import Leaves, Path, placed, under
@@ -103,7 +106,7 @@ def assemble(model: Any, params: Leaves, x: Any) -> Stack:
     """
     encoder, cells, prefixes, readout = parts(model)
     _require_fit(model, params)
-    z = x if encoder is None else _emits(encoder, under(params, ("encoder",)), x)
+    z = x if encoder is None else _emits("encoder", encoder, under(params, ("encoder",)), x)
     anatomies, initial, fed = [], [], []
     keys = jax.random.split(jax.random.key(0), len(cells))  # as Network.initialize_carry does
     for cell, prefix, key in zip(cells, prefixes, keys, strict=True):
@@ -113,7 +116,7 @@ def assemble(model: Any, params: Leaves, x: Any) -> Stack:
         initial.append(carry)
         fed.append(z)
         z = z_next
-    outputs = z if readout is None else _emits(readout, under(params, ("readout",)), z)
+    outputs = z if readout is None else _emits("readout", readout, under(params, ("readout",)), z)
     return Stack(
         encoder,
         tuple(anatomies),
@@ -129,6 +132,8 @@ def infer_example(model: Any, params: Leaves, batch: int) -> Any:
     """One step's input of `batch` examples as the model's first layer tells it, or None."""
     encoder, cells, prefixes, _ = parts(model)
     _require_fit(model, params)
+    if isinstance(model, nn.RNNCellBase) and model.num_feature_axes > 1:
+        return None
     if encoder is not None:
         return infer_input(encoder, under(params, ("encoder",)), batch, is_cell=False)
     return infer_input(cells[0], under(params, prefixes[0]), batch, is_cell=True)
@@ -138,16 +143,27 @@ def _ends(encoder: Any, readout: Any) -> list[tuple[str, Any]]:
     return [("encoder", encoder), ("readout", readout)]
 
 
-def _emits(module: Module, params: Leaves, x: Any) -> Any:
+def _emits(label: str, module: Module, params: Leaves, x: Any) -> Any:
     try:
-        return jax.eval_shape(module.apply, params, x)
+        out = jax.eval_shape(module.apply, params, x)
     except Exception as error:
+        if not params and isinstance(error, flax.errors.FlaxError):
+            raise ValueError(
+                f"params hold nothing for the {label} ({module.name}). Pass all of this model's "
+                "params. A rule inside optax.masked or optax.partition does not see them: put "
+                "those behind the rule."
+            ) from error
         raise impure(error, module.name) or error from error
+    _require_floating(module, out)
+    require_apart(label, module, params, x)
+    return out
 
 
 def _settled(cell: Module, params: Leaves, x: Any, key: jax.Array) -> tuple[Any, Any]:
     """The initial carry in the dtype that the cell's step keeps, and the step's output."""
+    _require_rank(cell, x)
     carry = cell.initialize_carry(jax.tree.leaves(x)[0].shape, key)
+    _require_carry(cell, carry, jax.tree.leaves(x)[0].shape[0])
     for _ in range(3):
         try:
             new, y = jax.eval_shape(cell.apply, params, carry, x)
@@ -163,7 +179,49 @@ def _settled(cell: Module, params: Leaves, x: Any, key: jax.Array) -> tuple[Any,
                 "a recurrent step must keep them."
             )
         carry = jax.tree.map(lambda a, b: a.astype(jnp.promote_types(a.dtype, b.dtype)), carry, new)
+    _require_floating(cell, y)
+    require_apart(cell.name, cell, params, carry, x)
     return carry, y
+
+
+def _require_carry(cell: Module, carry: Any, batch: int) -> None:
+    """Raises unless the carry holds floating numbers of each example."""
+    leaves = jax.tree.leaves(carry)
+    if not leaves:
+        raise ValueError(f"{cell.name} has an empty carry: it is a layer, not a recurrent cell.")
+    for leaf in leaves:
+        if leaf.ndim < 1 or leaf.shape[0] != batch:
+            raise ValueError(
+                f"{cell.name} keeps a carry of shape {leaf.shape}; each array of it must begin "
+                f"with the batch axis, B = {batch}. Keep a counter as one number an example."
+            )
+        if not jnp.issubdtype(leaf.dtype, jnp.inexact):
+            raise ValueError(
+                f"{cell.name} keeps a carry of dtype {leaf.dtype}; it must be floating point. Keep "
+                "counters and flags as floats."
+            )
+
+
+def _require_floating(module: Module, y: Any) -> None:
+    """Raises if an output holds numbers that cannot carry credit."""
+    if not all(jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in jax.tree.leaves(y)):
+        dtypes = jax.tree.map(lambda leaf: leaf.dtype.name, y)
+        raise ValueError(
+            f"{module.name} gives outputs of dtypes {dtypes}; all must be floating point. Compute "
+            "what is integer from them outside the model."
+        )
+
+
+def _require_rank(cell: Module, x: Any) -> None:
+    """Raises if one step's input has other axes than the cell says it takes."""
+    axes = getattr(cell.module, "num_feature_axes", None) if isinstance(cell, LinenModule) else None
+    shape = jax.tree.leaves(x)[0].shape
+    if axes is not None and len(shape) != 1 + axes:
+        raise ValueError(
+            f"{cell.name} takes a batch axis and {axes} feature axes at each time step; it is fed "
+            f"shape {shape}. Check the axes of batch.inputs [B, T, ...], of example (one step "
+            "without the batch axis), and of what an encoder makes of them."
+        )
 
 
 class Pass(NamedTuple):

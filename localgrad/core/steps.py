@@ -88,3 +88,14 @@ def over_examples(learn: Callable[[Any], tuple[Any, Any]], xs: Any) -> tuple[Any
 def examples_first(tree: Any, axis: int) -> Any:
     """Moves the examples from this axis to the front, leaf by leaf."""
     return jax.tree.map(lambda a: jnp.moveaxis(a, axis, 0), tree)
+
+
+def response(f: Any, at: Any, tangent: Any) -> Any:
+    """How `f` answers to a small change of its argument.
+
+    By transposing its backward pass, since `jax.jvp` refuses `jax.custom_vjp` functions, as which
+    many write the surrogate derivative of a spike.
+    """
+    out, pull = jax.vjp(f, at)
+    (found,) = jax.linear_transpose(lambda q: pull(q)[0], out)(tangent)
+    return found

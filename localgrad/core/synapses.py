@@ -24,17 +24,19 @@ class Site(NamedTuple):
 
     Attributes:
         layer: the linear layer called.
-        role: `INPUT` (pre depends on x alone), `RECURRENT` (pre depends on the carry), `OUTPUT`
-            (reaches y but not the new carry) or `CHAINED` (pre depends on another synapse's drive
-            and the drive reaches the new carry).
+        role: `INPUT` (pre depends on x alone), `RECURRENT` (pre depends on the carry, or on
+            parameters of no synapse), `OUTPUT` (reaches y but not the new carry) or `CHAINED` (pre
+            depends on another synapse's drive and the drive reaches the new carry).
         drive: shape and dtype of the drive for one step.
         reads_x: whether x reaches pre.
+        tuned_by: paths of the parameters of no synapse that reach pre.
     """
 
     layer: Layer
     role: str
     drive: jax.ShapeDtypeStruct
     reads_x: bool
+    tuned_by: frozenset[Path]
 
 
 class Anatomy(NamedTuple):
@@ -47,7 +49,8 @@ class Anatomy(NamedTuple):
         reads_x: whether x reaches the new carry or y by a way that passes no synapse.
         drives_reach: for each site, whether its drive reaches the new carry.
         others_reach: the `others` that reach the new carry, also by way of a synapse.
-        live: for each carry leaf, whether the step still depends on it once all drives are given.
+        live: for each carry leaf, whether the step still depends on it once the drives are given
+            that reach the new carry.
     """
 
     module: Module
@@ -114,18 +117,28 @@ def dissect(module: Module, params: Leaves, carry: Any, x: Any) -> Anatomy:
         reach |= set().union(
             *(pre for pre, number in zip(to_pre, drives_in, strict=True) if number in reach), set()
         )
-    sites = []
+    owned = {path for layer in layers for path in _owned(params, layer)}
+    others = tuple(path for path in params if path not in owned)
+    tuned = {params_in[path] for path in others}
+    seen = set().union(*to_carry, *to_y, *to_pre)
+    _require_own_calls(module, [path for path in sorted(owned) if params_in[path] in seen])
+
+    sites, credited = [], set().union(*to_carry, *to_y)
     for layer, drive, pre, number in zip(layers, drives, to_pre, drives_in, strict=True):
+        if not pre & {*carry_in, *x_in, *drives_in}:
+            raise ValueError(
+                f"layer {'/'.join(layer.path)} of {module.name} is fed by a constant, which has no "
+                "batch axis. Make what it gives a parameter of the cell."
+            )
         if number not in reach:
             role = OUTPUT
+            credited |= pre
         elif pre & drive_numbers:
             role = CHAINED
         else:
-            role = RECURRENT if pre & set(carry_in) else INPUT
-        sites.append(Site(layer, role, drive, bool(pre & set(x_in))))
-
-    owned = {path for site in sites for path in _owned(params, site.layer)}
-    others = tuple(path for path in params if path not in owned)
+            role = RECURRENT if pre & {*carry_in, *tuned} else INPUT
+        found = {path for path in others if params_in[path] in pre}
+        sites.append(Site(layer, role, drive, bool(pre & set(x_in)), frozenset(found)))
     direct = set().union(*to_carry, *to_y)
     return Anatomy(
         module=module,
@@ -134,8 +147,18 @@ def dissect(module: Module, params: Leaves, carry: Any, x: Any) -> Anatomy:
         reads_x=bool(direct & set(x_in)),
         drives_reach=tuple(number in reach for number in drives_in),
         others_reach=frozenset(path for path in others if params_in[path] in reach),
-        live=tuple(number in direct for number in carry_in),
+        live=tuple(number in credited for number in carry_in),
     )
+
+
+def _require_own_calls(module: Module, paths: list[Path]) -> None:
+    """Raises if parameters of a synapse work outside its call, where no rule would see them."""
+    if paths:
+        raise ValueError(
+            f"{module.name} uses parameter {'/'.join(paths[0])} outside its layer's own call, as "
+            "with Embed.attend, tied weights, or a kernel that is read directly. Use another "
+            "layer, or a parameter of the cell (self.param) without a layer."
+        )
 
 
 class _Found(Exception):
@@ -212,7 +235,13 @@ def _emitted(layer: Layer, leaves: Leaves, pre: Any) -> jax.ShapeDtypeStruct:
             f"layer {'/'.join(layer.path) or layer.kind} has no parameters in params: it runs "
             "inside a lifted transform (nn.jit, nn.remat, nn.scan) or is shared. Use it plainly."
         )
-    return jax.eval_shape(layer.apply, leaves, pre)
+    try:
+        return jax.eval_shape(layer.apply, leaves, pre)
+    except KeyError as error:
+        raise ValueError(
+            f"layer {'/'.join(layer.path)} lacks parameter {error} in params: it is shared with "
+            "another layer. Give each layer its own."
+        ) from error
 
 
 def _trace(module: Module, params: Leaves, carry: Any, x: Any, drives: list[Any]) -> Any:

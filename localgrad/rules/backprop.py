@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from localgrad.core.contraction import contract, pres
 from localgrad.core.credit import assign, input_credit, sweep
@@ -57,7 +58,8 @@ class BackpropState(NamedTuple):
         """The state at the start of new sequences."""
         past = self.history
         if past is not None:
-            past = past._replace(reset=jnp.ones_like(past.reset))
+            blank = jax.tree.map(jnp.zeros_like, past.inputs)
+            past = past._replace(inputs=blank, reset=jnp.ones_like(past.reset))
         return self._replace(carry=self.start, history=past)
 
 
@@ -186,8 +188,9 @@ def tbptt(
         Williams and Peng, "An efficient gradient-based algorithm for on-line training of recurrent
         network trajectories", Neural Computation, 1990, https://doi.org/10.1162/neco.1990.2.4.490
     """
-    if not isinstance(horizon, int) or horizon < 1:
+    if isinstance(horizon, bool) or not isinstance(horizon, (int, np.integer)) or horizon < 1:
         raise ValueError(f"horizon must be a positive integer, in time steps; got {horizon!r}.")
+    horizon = int(horizon)
     return windowed_rule(
         model,
         loss,
@@ -209,11 +212,11 @@ def _recipe(name: str, horizon: int | None) -> Recipe:
         if horizon is not None and horizon > 1:
             inputs = jax.tree.map(lambda a: jnp.zeros((horizon - 1, *a.shape), a.dtype), x)
             past = History(carry, inputs, jnp.ones((horizon, length(x)), bool))
-        return BackpropState(jnp.zeros(()), carry, carry, past)
+        return BackpropState(jnp.zeros(()), carry, jax.tree.map(jnp.copy, carry), past)
 
     def process(frame: Frame, state: BackpropState, window: Window) -> tuple:
         stack, params = frame.stack, frame.params
-        past = None if frame.opening else state.history
+        past = None if frame.opening and frame.closing else state.history
         reset = window.reset if past is None else _following(past, window)
         ran = run(stack, params, stack.unpack(state.carry), window.inputs, reset)
         loss, q_out = frame.objective.credit(ran.outputs, window.targets, window.weight)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from localgrad.core.contraction import contract, outer, pres
 from localgrad.core.credit import assign, input_credit, sweep_units
-from localgrad.core.feedback import Feedback, check_feedback, make_feedback
+from localgrad.core.feedback import Feedback, check_feedback, make_feedback, send
 from localgrad.core.forward import CUT, DIAGONAL, Entries, Tape
 from localgrad.core.locality import (
     own_entries,
@@ -74,7 +74,8 @@ def local_recipe(
             )
             for level in stack.levels
         }
-        return EligibilityState(jnp.zeros(()), carry, carry, eligibility)
+        start = jax.tree.map(jnp.copy, carry)  # a buffer of its own: both may be donated
+        return EligibilityState(jnp.zeros(()), carry, start, eligibility)
 
     def process(frame: Frame, state: EligibilityState, window: Window) -> tuple:
         stack, params = frame.stack, frame.params
@@ -86,7 +87,7 @@ def local_recipe(
             cell, prefix, name = stack.cells[level], stack.prefixes[level], stack.name(level)
             own, tape = under(params, prefix), ran.tapes[level]
             if state.feedback is not None:
-                q_y = q_out @ state.feedback[name].astype(q_out.dtype).T
+                q_y = send(rule, name, q_out, state.feedback[name], tape.ys)
             method = _Method(cut, _entries(stack, params, level) if cut == DIAGONAL else {})
             found, eligibility[name] = _learn_cell(
                 cell, own, tape, q_y, eligibility[name], method, frame.opening, frame.closing
@@ -104,7 +105,7 @@ def local_recipe(
             require_units(cell, stack.initial[level], name, rule)
             found = tried(cell, own, stack.initial[level], stack.fed[level])
             require_fidelity(cell, found, name)
-            require_local(cell, own, found, name, rule)
+            require_local(cell, own, stack.initial[level], found, name, rule)
             if leaky_only:
                 require_constant_leak(cell, found, name, rule)
             if cut == DIAGONAL:
@@ -139,6 +140,7 @@ def local_recipe(
                 }
         return {path: found[path] for path in params}
 
+    symmetric = isinstance(feedback, str) and feedback == "symmetric"
     return Recipe(
         name=rule,
         begin=begin,
@@ -146,7 +148,7 @@ def local_recipe(
         idle=EligibilityState(jnp.zeros(())),
         credits=credits,
         keeps=("feedback",),
-        prepare=prepare,
+        prepare=None if symmetric else prepare,
         default_window=lambda stack, params, steps: even_window(steps),
         screen=screen,
     )
@@ -222,9 +224,7 @@ def _learn_cell(
     probes = 0 if closing else len(live)
     left, entering = sweep_units(cell, params, tape, q_y, live, probes, method.cut, method.entries)
     credit = assign(cell, params, tape, one_row(q_y), left, per_unit=True)
-    grads = contract(cell, params, received, row(credit.posts, 0))
-    for path, post in credit.others.items():
-        grads[path] = _to_leaf(post[0].sum(0), params[path])
+    grads = contract(cell, params, received, row(credit.posts, 0)) | credit.others
     if opening and closing:
         return grads, eligibility
 
@@ -233,7 +233,7 @@ def _learn_cell(
         entering=[jnp.moveaxis(lam, 1, 0) for lam in entering],
         received=examples_first(received, 1),
         posts=[jnp.moveaxis(post[:, 1:], (2, 1), (0, 1)) for post in credit.posts],
-        others={path: jnp.moveaxis(post[1:], 1, 0) for path, post in credit.others.items()},
+        others={path: jnp.moveaxis(post, 1, 0) for path, post in credit.units.items()},
     )
     learn = functools.partial(_learn_example, cell, params, opening, closing)
     recalled, kept = over_examples(learn, traces)

@@ -11,6 +11,7 @@ import numpy as np
 from localgrad.core.contraction import contract, outer, pres
 from localgrad.core.credit import assign, input_credit, sweep
 from localgrad.core.forward import DIAGONAL
+from localgrad.core.locality import require_real
 from localgrad.core.params import Leaves, Path, accumulator, added, placed, under
 from localgrad.core.rule import (
     Frame,
@@ -202,7 +203,7 @@ def rtrl(
             }
             for level in stack.levels
         }
-        return InfluenceState(jnp.zeros(()), carry, carry, influence)
+        return InfluenceState(jnp.zeros(()), carry, jax.tree.map(jnp.copy, carry), influence)
 
     def process(frame: Frame, state: InfluenceState, window: Window) -> tuple:
         stack, params = frame.stack, frame.params
@@ -219,6 +220,8 @@ def rtrl(
         return state._replace(carry=stack.pack(ran.carries), influence=influence), grads, value
 
     def screen(stack: Stack, params: Leaves) -> None:
+        for level in stack.levels:
+            require_real(stack.cells[level], stack.initial[level], stack.name(level), "rtrl")
         if batch_size is None:
             return
         need = sum(

@@ -149,9 +149,79 @@ def test_feedback_weights_need_a_readout():
 def test_a_loss_keeps_the_batch_axis():
     rule = localgrad.eprop(NETWORK, lambda y, target: optax.l2_loss(y, target).mean())
     params = params_of(NETWORK)
-    message = r"one value an example.*B = 10 here; got shape \(\).*Do not average over the batch"
+    message = (
+        r"one value a row.*B = 10; got \(\) for outputs \(10, 6\).*Do not average over the batch"
+    )
     refused(message, lambda: rule(params, rule.init(params), BATCH))
     refused("loss must be a function.*got None", localgrad.eprop, NETWORK, None)
+
+
+LOSSES = {
+    "broadcast": (
+        lambda y, target: (y - target[:, :1].T) ** 2,
+        Network((nn.GRUCell(N),), readout=nn.Dense(1)),
+        r"compares rows with each other: got shape \(10, 10\).*lack the outputs' last axis",
+    ),
+    "integer": (
+        lambda y, target: (y.argmax(-1) != 0).astype(int),
+        NETWORK,
+        "must be a floating number; got dtype int",
+    ),
+    "tuple": (lambda y, target: (y, target), NETWORK, "one value a row.*got tuple"),
+    "shapes": (
+        lambda y, target: optax.l2_loss(y, target[:, :2]),
+        NETWORK,
+        r"failed for outputs \(10, 6\) and targets \(10, 6\), the 10 rows",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_loss_treats_rows_by_themselves(name):
+    loss, model, message = LOSSES[name]
+    params = params_of(model)
+    rule = localgrad.bptt(model, loss)
+    refused(f"(?s){message}", lambda: rule(params, rule.init(params), BATCH))
+    refused(f"(?s){message}", localgrad.evaluate, model, loss, params, BATCH)
+
+
+class Centred(zoo.Cell):
+    """Its units see the batch's mean."""
+
+    of_carry: bool = False
+
+    @nn.compact
+    def __call__(self, h, x):
+        if self.of_carry:
+            h = h - h.mean(0, keepdims=True)
+        else:
+            x = x - x.mean(0, keepdims=True)
+        h = jnp.tanh(self.layer("i")(x) + self.layer("h")(h))
+        return h, h
+
+
+class CentredReadout(nn.Module):
+    """A readout that sees the batch's mean."""
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(OUT)(x - x.mean(0, keepdims=True))
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        Network((Centred(),), nn.Dense(OUT)),
+        Network((Centred(of_carry=True),), nn.Dense(OUT)),
+        Network((nn.GRUCell(N),), CentredReadout()),
+    ],
+    ids=["input", "carry", "readout"],
+)
+@pytest.mark.parametrize("factory", [localgrad.bptt, localgrad.eprop])
+def test_examples_know_nothing_of_each_other(model, factory):
+    refused("mixes the examples of a batch", run, model=model, factory=factory)
+    params = params_of(model)
+    refused("mixes the examples", localgrad.evaluate, model, optax.l2_loss, params, BATCH)
 
 
 @pytest.mark.parametrize("factory", [localgrad.bptt, localgrad.eprop])
@@ -188,6 +258,28 @@ def test_a_state_belongs_to_its_rule():
         refused(f"not its own .*{made}.*its own init", rule, params, state, BATCH)
 
 
+def test_a_state_has_its_rules_shapes():
+    params = params_of(NETWORK)
+    make = functools.partial(localgrad.tbptt, NETWORK, optax.l2_loss, batch_size=B)
+    random = localgrad.eprop(NETWORK, optax.l2_loss, feedback="random", key=KEY)
+    wider, lstm = Network((nn.GRUCell(N + 1),), nn.Dense(OUT)), Network((nn.LSTMCell(N),))
+    x = jnp.ones(IN)
+    for rule, other, model in (
+        (localgrad.eprop(NETWORK, optax.l2_loss), random, NETWORK),
+        (random, localgrad.eprop(NETWORK, optax.l2_loss), NETWORK),
+        (make(horizon=3, example=x), make(horizon=4, example=x), NETWORK),
+        (make(horizon=1), localgrad.tbptt(wider, optax.l2_loss, horizon=1, batch_size=B), wider),
+        (make(horizon=1), localgrad.tbptt(lstm, optax.l2_loss, horizon=1, batch_size=B), lstm),
+        (
+            make(horizon=1),
+            localgrad.tbptt(NETWORK, optax.l2_loss, horizon=1, batch_size=7),
+            NETWORK,
+        ),
+    ):
+        state = other.init(params_of(model))
+        refused("(?s)not its own: state.* has shape .*own init", rule, params, state, BATCH)
+
+
 def test_a_network_is_made_of_cells():
     cell = nn.GRUCell(N)
     refused("same cell object twice.*one object a layer", Network, (cell, cell))
@@ -201,6 +293,11 @@ def test_a_model_is_a_flax_cell():
     refused("NNX module GRUCell; pass it through .*from_nnx", localgrad.eprop, raw, optax.l2_loss)
     refused("must be a Flax cell", localgrad.eprop, lambda c, x: (c, x), optax.l2_loss)
     refused("must be an NNX module; got GRUCell", localgrad.from_nnx, nn.GRUCell(N))
+    refused("Dense is no recurrent cell", localgrad.eprop, nn.Dense(N), optax.l2_loss)
+    refused("without nn.RNN", localgrad.bptt, nn.RNN(nn.GRUCell(N)), optax.l2_loss)
+    layer = nnx.Linear(IN, N, rngs=nnx.Rngs(0))
+    refused("Linear is no recurrent cell", localgrad.from_nnx, layer)
+    refused("made of Linen modules; got GRUCell.*from_nnx", Network, (raw,))
 
 
 class NNXDropped(nnx.Module):
@@ -210,6 +307,9 @@ class NNXDropped(nnx.Module):
         self.cell = nnx.GRUCell(IN, N, rngs=nnx.Rngs(0))
         self.dropout = nnx.Dropout(0.5, rngs=nnx.Rngs(0))
 
+    def initialize_carry(self, input_shape, rngs):
+        return self.cell.initialize_carry(input_shape, rngs)
+
 
 class NNXNormed(nnx.Module):
     """A cell with statistics of batches."""
@@ -217,6 +317,9 @@ class NNXNormed(nnx.Module):
     def __init__(self):
         self.cell = nnx.GRUCell(IN, N, rngs=nnx.Rngs(0))
         self.norm = nnx.BatchNorm(N, rngs=nnx.Rngs(0))
+
+    def initialize_carry(self, input_shape, rngs):
+        return self.cell.initialize_carry(input_shape, rngs)
 
 
 @pytest.mark.parametrize("factory", [localgrad.bptt, localgrad.eprop, localgrad.rtrl])
@@ -230,6 +333,47 @@ def test_a_step_is_pure(factory):
     )
     refused("NNXDropped holds Rng.*Remove BatchNorm, Dropout", localgrad.from_nnx, NNXDropped())
     refused("NNXNormed holds BatchStat", localgrad.from_nnx, NNXNormed())
+
+
+def test_a_batch_is_given():
+    rule = localgrad.bptt(NETWORK, optax.l2_loss)
+    params = params_of(NETWORK)
+    refused("batch is missing.*TrainState", rule.update, None, rule.init(params), params)
+
+
+def test_an_input_has_the_axes_its_cell_takes():
+    flat = np.ones((B, T))
+    refused(r"GRUCell takes a batch axis and 1 feature axes.*shape \(2,\)", run, Batch(flat, flat))
+    embedded = Network((nn.GRUCell(N),), nn.Dense(OUT), encoder=nn.Embed(5, 3))
+    params = {**params_of(NETWORK), "encoder": {"embedding": np.ones((5, 3))}}
+    tokens = Batch(np.ones((B, T, 1), int), BATCH.targets)
+    refused("feature axes.*encoder", run, tokens, model=embedded, params=params)
+    options = {"batch_size": B, "example": np.ones((T, IN))}
+    refused(r"fed shape \(2, 5, 3\).*of example", run, **options)
+    refused("example must hold arrays", run, batch_size=B, example=(IN,))
+
+
+def test_a_readout_has_parameters():
+    params = {"cells_0": params_of(NETWORK)["cells_0"]}
+    refused("nothing for the readout .*optax.masked", run, params=params)
+
+
+def test_a_carry_fits_the_model():
+    params = params_of(NETWORK)
+    for carry in (np.ones((B, N)), (np.ones((B + 1, N)),)):
+        message = "carry has shapes .* but this model and batch need"
+        refused(message, localgrad.evaluate, NETWORK, optax.l2_loss, params, BATCH, carry)
+
+
+def test_learn_needs_a_streaming_rule_and_an_optimizer():
+    params = params_of(NETWORK)
+    rule = localgrad.eprop(NETWORK, optax.l2_loss, batch_size=B)
+    refused("bare rule", localgrad.learn, rule, params, rule.init(params), BATCH, 1)
+    tx = optax.chain(localgrad.eprop(NETWORK, optax.l2_loss), optax.sgd(0.1))
+    refused("episodic.*batch_size=2", localgrad.learn, tx, params, tx.init(params), BATCH, 1)
+    localgrad.learn(tx, params, tx.init(params), BATCH, T)  # whole sequences: nothing to forget
+    adam = optax.adam(0.1)
+    refused("holds no localgrad rule", localgrad.learn, adam, params, adam.init(params), BATCH, 1)
 
 
 def test_learn_checks_its_chunk():

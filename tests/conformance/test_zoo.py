@@ -127,3 +127,56 @@ def test_a_convolutional_cell_is_for_exact_rules():
         ValueError, match=r"eprop cannot credit cell \(ConvLSTMCell\).*convolutional"
     ):
         learned(rule, params, batch)
+
+
+@pytest.mark.parametrize("factory", [localgrad.bptt, localgrad.eprop])
+@pytest.mark.parametrize(
+    "cell, path", [(zoo.Tied, "e/embedding"), (zoo.WithoutAutapses, "h/kernel")]
+)
+def test_a_layer_whose_parameters_work_elsewhere_is_refused(factory, cell, path):
+    params, batch = problem(cell(), cell is zoo.Tied)
+    rule = make(factory, cell(), batch)
+    with pytest.raises(ValueError, match=f"parameter {path} outside its layer's own call"):
+        learned(rule, params, batch)
+
+
+def test_a_carry_belongs_to_its_examples():
+    params, batch = problem(zoo.Counts())
+    with pytest.raises(ValueError, match=r"carry of shape \(\).* batch axis, B = [12]"):
+        learned(make(localgrad.bptt, zoo.Counts(), batch), params, batch)
+
+
+def test_complex_states_are_for_backpropagation():
+    params, batch = problem(zoo.Complex())
+    expected = jax.jit(functools.partial(oracles.bptt, zoo.Complex()))(
+        params, oracles.steps_of(batch)
+    )
+    close(learned(make(localgrad.bptt, zoo.Complex(), batch), params, batch), expected)
+    for factory in (localgrad.rtrl, localgrad.eprop, localgrad.snap):
+        rule = make(factory, zoo.Complex(), batch)
+        with pytest.raises(ValueError, match="carry is complex128.* two real arrays"):
+            learned(rule, params, batch)
+
+
+@pytest.mark.parametrize("window", [1, 3, 5, 7])
+@pytest.mark.parametrize(
+    "factory",
+    [
+        functools.partial(localgrad.tbptt, horizon=3),
+        localgrad.rtrl,
+        localgrad.snap,
+        localgrad.eprop,
+        localgrad.readout_only,
+    ],
+    ids=["tbptt", "rtrl", "snap", "eprop", "readout_only"],
+)
+def test_windows_of_any_size_give_the_same(factory, window):
+    """Also where one full window is followed by a shorter one."""
+    dense = nn.Dense(2, param_dtype=float)
+    model = localgrad.Network((nn.LSTMCell(4, param_dtype=float),), dense)
+    params, batch = problem(model)
+    whole = make(factory, model, batch, window=T)
+    rule = make(factory, model, batch, window=window)
+    one, other = (r(params, r.init(params), batch) for r in (whole, rule))
+    close(one[0], other[0])
+    close(one[1].loss, other[1].loss)

@@ -107,6 +107,15 @@ def adaptive(p, carry, x, how):
     return (v, a), v * jnp.cos(a)
 
 
+@jax.custom_vjp
+def surrogate(v: jax.Array) -> jax.Array:
+    """Tanh, with a derivative of its own for reverse mode alone, as many write spikes."""
+    return jnp.tanh(v)
+
+
+surrogate.defvjp(lambda v: (jnp.tanh(v), v), lambda v, q: (q / (1 + jnp.abs(v)) ** 2,))
+
+
 class Tuned(Cell):
     """Parameters of the units: of shape (), (N,), and one that reaches the output only."""
 
@@ -117,14 +126,14 @@ class Tuned(Cell):
         slope = self.param("slope", ones, (self.features,))[None]
         scale = self.param("scale", ones, (self.features,))[None]
         drive = self.layer("i")(x) + self.layer("h")(h) + slope * h
-        h = fade * h + (1 - fade) * jnp.tanh(drive)
+        h = fade * h + (1 - fade) * surrogate(drive)
         return h, scale * h**2
 
 
 def tuned(p, h, x, how):
     fade = jax.nn.sigmoid(p["fade"])
     drive = dense(p["i"], x) + recurrent(p["h"], h, how) + p["slope"][None] * h
-    h = fade * h + (1 - fade) * jnp.tanh(drive)
+    h = fade * h + (1 - fade) * surrogate(drive)
     return h, p["scale"][None] * h**2
 
 
@@ -192,6 +201,36 @@ def general(p, h, x, how):
     return h, h
 
 
+class Late(Cell):
+    """An output layer reads the carry that entered the step, which alone keeps it alive."""
+
+    @nn.compact
+    def __call__(self, h, x):
+        new = jnp.tanh(self.layer("i", use_bias=True)(x) + self.layer("h")(h))
+        return new, nn.Dense(2, name="o")(h)
+
+
+def late(p, h, x, how):
+    new = jnp.tanh(dense(p["i"], x) + recurrent(p["h"], h, how))
+    return new, dense(p["o"], h)
+
+
+class LeakyReads(Cell):
+    """Unit parameters below an output layer as wide as the units."""
+
+    @nn.compact
+    def __call__(self, h, x):
+        fade = self.param("fade", nn.initializers.constant(0.6), (self.features,))[None]
+        scale = self.param("scale", nn.initializers.ones_init(), ())
+        h = fade * h + jnp.tanh(self.layer("i")(x) + self.layer("h")(h)) * scale
+        return h, self.layer("o")(h)
+
+
+def leaky_reads(p, h, x, how):
+    h = p["fade"][None] * h + jnp.tanh(dense(p["i"], x) + recurrent(p["h"], h, how)) * p["scale"]
+    return h, dense(p["o"], h)
+
+
 LOCAL = {
     f.__name__: (cell, f)
     for cell, f in (
@@ -203,6 +242,8 @@ LOCAL = {
         (Nested, nested),
         (Symbols, symbols),
         (General, general),
+        (Late, late),
+        (LeakyReads, leaky_reads),
     )
 }
 """Cells that local rules take."""
@@ -304,7 +345,51 @@ class Jitted(Cell):
         return h, h
 
 
+class InputGain(Cell):
+    """A parameter on what its input layer receives."""
+
+    @nn.compact
+    def __call__(self, h, x):
+        gain = self.param("gain", nn.initializers.ones_init(), ())
+        h = leaky(h, self.layer("i")(gain * x) + self.layer("h")(h))
+        return h, h
+
+
+class NormedInput(Cell):
+    """LayerNorm before its input layer."""
+
+    @nn.compact
+    def __call__(self, h, x):
+        x = nn.LayerNorm(name="norm")(x)
+        h = leaky(h, self.layer("i")(x) + self.layer("h")(h))
+        return h, h
+
+
+class RecurrentGain(Cell):
+    """A parameter a unit, on what its recurrent layer receives."""
+
+    @nn.compact
+    def __call__(self, h, x):
+        gain = self.param("gain", nn.initializers.ones_init(), (self.features,))[None]
+        h = leaky(h, self.layer("i")(x) + self.layer("h")(gain * h))
+        return h, h
+
+
+class Clipped(Cell):
+    """Units that meet only where their state is large."""
+
+    @nn.compact
+    def __call__(self, h, x):
+        h = leaky(h, self.layer("i")(x) + self.layer("h")(h))
+        size = jnp.sqrt((h**2).sum(-1, keepdims=True))
+        return h * jnp.minimum(1.0, 4.0 / size), h
+
+
 REFUSED = {
+    InputGain: "parameter gain works on what layer i receives",
+    NormedInput: "parameter norm/(bias|scale) works on what layer i receives",
+    RecurrentGain: "parameter gain works on what layer h receives",
+    Clipped: "outside any layer|reaches other units than its own",
     ResetsBefore: r"eprop cannot credit cell \(ResetsBefore\): layer hn is fed by another layer",
     Normed: r"layer i reaches other units than its own .* normalisation",
     Twice: "layer w is called more than once a step",
@@ -316,6 +401,59 @@ REFUSED = {
     Jitted: r"parameter h/kernel of shape \(4, 4\) belongs to no layer .*nn\.jit",
 }
 """Cells that local rules refuse, and a pattern of the message."""
+
+
+class Tied(Cell):
+    """One table of symbols for input and output."""
+
+    def setup(self):
+        self.e, self.h = nn.Embed(6, self.features), nn.Dense(self.features)
+
+    def __call__(self, h, x):
+        h = leaky(h, self.e(x) + self.h(h))
+        return h, self.e.attend(h)
+
+    @property
+    def num_feature_axes(self) -> int:
+        return 0
+
+
+class WithoutAutapses(Cell):
+    """Its recurrent kernel is also read directly."""
+
+    @nn.compact
+    def __call__(self, h, x):
+        layer = self.layer("h")
+        drive = self.layer("i")(x) + layer(h)
+        h = leaky(h, drive - h * jnp.diagonal(layer.variables["params"]["kernel"])[None])
+        return h, h
+
+
+class Counts(Cell):
+    """A step count that all examples share."""
+
+    @nn.compact
+    def __call__(self, carry, x):
+        h, count = carry
+        h = leaky(h, self.layer("i")(x) + self.layer("h")(h) / count)
+        return (h, count + 1), h
+
+    @nn.nowrap
+    def initialize_carry(self, rng, input_shape):
+        return super().initialize_carry(rng, input_shape), jnp.ones(())
+
+
+class Complex(Cell):
+    """A complex state."""
+
+    @nn.compact
+    def __call__(self, h, x):
+        h = 0.9j * h + self.layer("i")(x)
+        return h, h.real
+
+    @nn.nowrap
+    def initialize_carry(self, rng, input_shape):
+        return super().initialize_carry(rng, input_shape).astype(complex)
 
 
 class Dropped(Cell):

@@ -1,0 +1,60 @@
+"""Trying modules on concrete random numbers, the same every time, whatever is being traced."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+POINTS = 8
+SIZES = np.tile([0.3, 1.0, 1.0, 10.0], 2)
+
+
+class Draws:
+    """Deterministic random numbers of any dtype."""
+
+    def __init__(self) -> None:
+        self.rng = np.random.default_rng(0)
+
+    def values(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+        """Normal numbers for states and inputs; zeros where the dtype is no floating one.
+
+        Over `POINTS` rows their size varies, and half the rows are the others with signs turned.
+        """
+        if not jnp.issubdtype(dtype, jnp.inexact):
+            return np.zeros(shape, dtype)
+        drawn = self.rng.normal(size=shape)
+        if shape and shape[0] == POINTS:
+            drawn[POINTS // 2 :] = -drawn[: POINTS // 2]  # no unit is silent at every point
+            drawn *= SIZES.reshape(-1, *(1,) * (len(shape) - 1))
+        return drawn.astype(dtype)
+
+    def weights(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+        """Positive numbers of the size of 1 over the fan-in, for parameters."""
+        fan_in = shape[0] if len(shape) > 1 else 1
+        return (self.rng.uniform(0.1, 0.9, size=shape) / max(1, fan_in)).astype(dtype)
+
+
+def apart(trial: Callable[..., Any], *args: Any) -> Any:
+    """`trial(*args)`; compiled ahead and given plain numbers, it is no part of an outer trace."""
+    with jax.disable_jit(False):
+        return jax.jit(trial).lower(*args).compile()(*args)
+
+
+@functools.cache
+def memoised(trial: Callable[..., Any]) -> Callable[..., Any]:
+    """The trial, a pure function, with its findings kept; not those of what cannot be hashed."""
+    kept = functools.lru_cache(maxsize=256)(trial)
+
+    def look_up(*args: Any) -> Any:
+        try:
+            hash(args)
+        except TypeError:
+            return trial(*args)
+        return kept(*args)
+
+    return look_up
