@@ -79,7 +79,12 @@ def unpin(cores: set[int]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measures what the arguments ask for, prints tables and bars; returns the exit status."""
-    options = parser().parse_args(argv)
+    made = parser()
+    options = made.parse_args(argv)
+    if not options.seconds > 0:
+        made.error(f"--seconds must be positive; got {options.seconds}")
+    if options.json is not None and not options.json.parent.is_dir():
+        made.error(f"--json: there is no folder {options.json.parent}")
     cores = pin()
     kept = not options.fresh_pages and keep_pages()
     import jax

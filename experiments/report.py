@@ -75,7 +75,9 @@ def mean_and_spread(values: np.ndarray, digits: int) -> str:
         >>> mean_and_spread(np.array([1.0, 2.0, 3.0]), 1)
         '2.0 ± 1.0'
     """
-    spread = np.std(values, ddof=1) if len(values) > 1 else math.nan
+    if len(values) < 2:
+        return f"{np.mean(values):.{digits}f}"
+    spread = np.std(values, ddof=1)
     return f"{np.mean(values):.{digits}f} ± {spread:.{digits}f}"
 
 

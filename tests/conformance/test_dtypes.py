@@ -95,3 +95,29 @@ def test_precision_does_not_change_the_rule(name, mixture):
     for found, exact in zip(jax.tree.leaves(updates), jax.tree.leaves(reference), strict=True):
         gap = np.linalg.norm(np.asarray(found, np.float64) - np.asarray(exact, np.float64))
         assert gap <= error * np.linalg.norm(exact)
+
+
+@every_rule
+@pytest.mark.parametrize("cell", [nn.GRUCell, localgrad.RateCell], ids=["GRU", "rate"])
+def test_computing_in_bfloat16_with_float32_parameters(name, cell):
+    if name == "rflo" and cell is nn.GRUCell:
+        pytest.skip("rflo refuses gated cells")
+    _, _, inputs, targets = network()
+    batch = localgrad.Batch(jnp.asarray(inputs), jnp.asarray(targets))
+    found = []
+    for dtype in (jnp.float32, jnp.bfloat16):
+        model = localgrad.Network((cell(4, dtype=dtype),), nn.Dense(OUT, dtype=dtype))
+        carry = model.initialize_carry(jax.random.key(0), (B, IN))
+        params = model.init(jax.random.key(0), carry, batch.inputs[:, 0])["params"]
+        options = {"feedback": np.full((4, OUT), 0.3, np.float32)} if name == "rflo" else {}
+        make = getattr(localgrad, name, None)
+        if make is None or name == "eprop":
+            make, options = localgrad.eprop, {"feedback": np.full((4, OUT), 0.3, np.float32)}
+        if name == "tbptt":
+            options = {"horizon": 2}
+        rule = make(model, optax.l2_loss, **options)
+        found.append(rule(params, rule.init(params), batch))
+    (exact, _), (updates, state) = found
+    assert set(dtypes(updates)) == {jnp.dtype(jnp.float32)} and state.loss.dtype == jnp.float32
+    gap = optax.tree.norm(optax.tree.sub(updates, exact))
+    assert gap < 0.05 * optax.tree.norm(exact)

@@ -52,6 +52,10 @@ def test_a_wrong_name_lists_the_right_ones(capsys, argv, names):
     [
         (["--steps", "10", "--checkpoints", "3"], "steps (10) must be a multiple of checkpoints"),
         (["--seeds", "0"], "seeds must be at least 1; got 0."),
+        (["--horizon", "0"], "horizon must be at least 1; got 0."),
+        (["--learning-rate", "nan"], "learning_rate must be a positive number; got nan."),
+        (["--clip", "-1"], "clip must be a positive number; got -1.0."),
+        (["--alpha", "2"], "alpha must lie in (0, 1]; got 2.0."),
         (["--rules"], "no rule given; choose from: bptt, "),
     ],
 )
@@ -60,6 +64,12 @@ def test_a_wrong_number_is_an_error_of_one_line(capsys, tmp_path, argv, message)
     out = capsys.readouterr()
     assert f"error: {message}" in out.err
     assert "Traceback" not in out.err
+
+
+def test_a_folder_that_cannot_be_made_is_an_error_of_one_line(capsys, tmp_path):
+    (tmp_path / "file").write_text("")
+    assert main(["compare", "--results", str(tmp_path / "file" / "folder")]) == 2
+    assert "error: " in (err := capsys.readouterr().err) and "Traceback" not in err
 
 
 def test_lookup_lists_the_names():
