@@ -52,7 +52,9 @@ def runner(model: Any) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """`step(params, carry, x) -> (carry, y)` and `start(x) -> carry` of a Flax model."""
 
     def wide(carry: Any) -> Any:
-        return jax.tree.map(lambda a: a.astype(jnp.promote_types(a.dtype, float)), carry)
+        return jax.tree.map(
+            lambda a: a.astype(jnp.promote_types(a.dtype, jnp.result_type(float))), carry
+        )
 
     if isinstance(model, nn.Module):
         return (

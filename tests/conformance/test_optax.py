@@ -126,7 +126,7 @@ def test_it_takes_no_gradients(name, built):
         two.update(None, two.init(built.params), built.params, batch=built.batch)
     with pytest.raises(ValueError, match="needs the parameters"):
         rule.update(None, state, batch=built.batch)
-    with pytest.raises(TypeError, match="batch"):
+    with pytest.raises(ValueError, match="batch is missing"):
         rule.update(None, state, built.params)
 
 

@@ -1,0 +1,48 @@
+"""The notebooks run, in a short mode: their code cells, one after another, in one namespace."""
+
+import json
+from pathlib import Path
+
+import jax
+import matplotlib
+import matplotlib.pyplot as plt
+import pytest
+
+FOLDER = Path(__file__).parents[2] / "colabs"
+
+
+def code_cells(path: Path) -> list[str]:
+    """The code of a notebook, without the lines for IPython."""
+    found = []
+    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+        if cell["cell_type"] == "code":
+            lines = "".join(cell["source"]).splitlines()
+            found.append("\n".join(line for line in lines if not line.startswith(("%", "!"))))
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.ipynb")), ids=lambda path: path.stem)
+def test_a_notebook_runs(path, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("LOCALGRAD_SHORT", "1")
+    monkeypatch.chdir(tmp_path)
+    matplotlib.use("Agg")
+    before = jax.config.jax_enable_x64
+    namespace = {"__name__": "__notebook__"}
+    try:
+        for number, source in enumerate(code_cells(path)):
+            exec(compile(source, f"{path.name}, code cell {number}", "exec"), namespace)
+            plt.close("all")
+    finally:
+        plt.close("all")
+        jax.config.update("jax_enable_x64", before)
+    assert "nan" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.ipynb")), ids=lambda path: path.stem)
+def test_a_notebook_is_stored_without_outputs(path):
+    notebook = json.loads(path.read_text(encoding="utf-8"))
+    assert notebook["nbformat"] == 4
+    cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert cells
+    assert not any(cell["outputs"] or cell["execution_count"] for cell in cells)

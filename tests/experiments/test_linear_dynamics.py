@@ -1,0 +1,77 @@
+"""The theory of linear networks beside simulations: a short run, and what a failure looks like."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import linear_dynamics
+from experiments.__main__ import main
+from experiments.linear_dynamics.table import Finding, Row, table
+
+CHEAP = ("window", "low_rank", "nonlinearity")
+
+
+@pytest.fixture(scope="module")
+def short(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("linear_dynamics")
+    config = linear_dynamics.Config(phenomena=CHEAP, short=True, results=folder)
+    return linear_dynamics.run(config), folder
+
+
+def test_every_claim_holds(short):
+    findings, _ = short
+    assert tuple(findings) == CHEAP
+    rows = [row for finding in findings.values() for row in finding.rows]
+    assert sum(row.bar is not None for row in rows) == 15
+    assert [row for row in rows if not row.holds] == []
+    assert np.isfinite([row.error for row in rows if row.bar is not None]).all()
+
+
+def test_writes_json_and_figures(short):
+    findings, folder = short
+    content = json.loads((folder / "results.json").read_text())
+    assert content["config"]["short"] is True and "jax" in content["versions"]
+    assert set(content["seconds"]) == set(CHEAP)
+    for name, finding in findings.items():
+        assert [row["claim"] for row in content["rows"][name]] == [r.claim for r in finding.rows]
+        assert all(row["holds"] for row in content["rows"][name])
+    for path in folder.glob("*.png"):
+        assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_float64_stays_inside(short):
+    assert not jax.config.jax_enable_x64
+
+
+def test_a_failure_is_visible(monkeypatch, capsys, tmp_path):
+    rows = [
+        Row("3", "the sun goes round the earth", "1", "0", 1.0, 0.1),
+        Row("4", "it broke", "1", "nan", float("nan"), 0.1),
+        Row("5", "so be it", "1", "1", 0.0, 0.1),
+        Row("6", "who knows", "not predicted", "7"),
+    ]
+    verdicts = [line.split()[-1] for line in table(rows).splitlines()[2:-1]]
+    assert verdicts == ["FAILS", "FAILS", "holds", "7"]
+    monkeypatch.setitem(linear_dynamics.PHENOMENA, "saddle", lambda config: Finding(rows, {}))
+    monkeypatch.setattr(linear_dynamics.figures, "draw", lambda findings, folder: [])
+    assert main(["linear_dynamics", "--phenomena", "saddle", "--results", str(tmp_path)]) == 0
+    text = capsys.readouterr().out
+    assert "2 of 3 claims of the theory FAIL:\n  row 3: the sun goes round the earth\n" in text
+    (found,) = json.loads((tmp_path / "results.json").read_text())["rows"].values()
+    assert [row["holds"] for row in found] == [False, False, True, True]
+    assert found[1]["error"] is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"phenomena": ("sadle",)}, "unknown phenomenon 'sadle'; choose from: trajectories, "),
+        ({"phenomena": ()}, "no phenomenon given; choose from: trajectories, saddle"),
+        ({"updates": 3}, "updates must be at least 20; got 3."),
+    ],
+)
+def test_what_cannot_run_says_so(changes, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        linear_dynamics.run(linear_dynamics.Config(**changes, results=tmp_path))
