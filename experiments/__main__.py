@@ -12,9 +12,9 @@ from typing import Any
 
 import tyro
 
-from experiments import compare
+from experiments import compare, linear_dynamics
 
-EXPERIMENTS: dict[str, Any] = {"compare": compare}
+EXPERIMENTS: dict[str, Any] = {"compare": compare, "linear_dynamics": linear_dynamics}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     runs = {module.Config: module.run for module in EXPERIMENTS.values()}
     try:
         runs[type(config)](config)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

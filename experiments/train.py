@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -173,12 +174,22 @@ def make_shared(problem: Problem, budget: Budget) -> Shared:
 
     draws = jax.jit(jax.vmap(draw, in_axes=(0, None)))
     return Shared(
-        params=jax.jit(jax.vmap(init))(param_keys),
+        params=one_by_one(init, param_keys),
         rule_keys=rule_keys,
         draw=lambda checkpoint: draws(data_keys, checkpoint),
         test=jax.jit(jax.vmap(test)),
         align=jax.jit(jax.vmap(align)),
     )
+
+
+def one_by_one(init: Callable[[jax.Array], Any], keys: jax.Array) -> Any:
+    """What `init` draws from each key, stacked.
+
+    Not by `vmap`: on a CPU of few cores jaxlib's batched QR, of orthogonal initializers, can wait
+    for itself for ever where a program holds several.
+    """
+    drawn = [jax.block_until_ready(jax.jit(init)(key)) for key in keys]
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *drawn)
 
 
 def make_trainer(

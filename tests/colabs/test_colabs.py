@@ -21,7 +21,6 @@ def code_cells(path: Path) -> list[str]:
     return found
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.ipynb")), ids=lambda path: path.stem)
 def test_a_notebook_runs(path, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("LOCALGRAD_SHORT", "1")
