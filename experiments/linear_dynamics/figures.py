@@ -168,20 +168,20 @@ def low_rank(data: dict[str, Any]) -> tuple[Any, np.ndarray]:
     figure, axes = panels(2, sharey=True)
     axes[0, 0].set_title("with a bound by theory", fontsize=10)
     axes[0, 1].set_title("without", fontsize=10)
-    count = [0, 0]
+    families = {"BPTT": "black", "TBPTT(1)": "#D55E00", "RFLO": "#CC79A7"}
+    count = dict.fromkeys(families, 0)
     for label, values in data["spectra"].items():
-        side = int(data["bounds"][label] is None)
-        shown = np.maximum(values / values[0], 1e-17)
+        side, family = int(data["bounds"][label] is None), label.split(",")[0]
         axes[0, side].semilogy(
             np.arange(1, len(values) + 1),
-            shown,
-            marker="os^vDPX"[count[side] % 7],
-            markersize=3.5,
+            np.maximum(values / values[0], 1e-17),
+            marker="os^v"[count[family]],
+            markersize=4,
             linewidth=1,
-            color=COLOURS[count[side] % 7],
+            color=families[family],
             label=label,
         )
-        count[side] += 1
+        count[family] += 1
     for axis in axes[0]:
         axis.set(xlabel="singular value k", xlim=(0.5, data["units"] + 0.5))
         axis.axvline(data["outputs"] + 0.5, color=GREY, linewidth=0.8, linestyle=":")
