@@ -9,7 +9,7 @@ import pytest
 
 import localgrad
 from localgrad import theory
-from tests.theory.problems import half_square
+from tests.theory.problems import golden, half_square
 
 UNITS, OUTPUTS = 12, 2
 
@@ -101,3 +101,28 @@ def test_outside_numbers_and_names():
     with pytest.raises(ValueError, match="end in the same units"):
         two = {"w": np.ones((2, 2)), "v": np.ones((2, 3))}
         theory.weight_change_rank(two, two, joint=True)
+
+
+SPECTRA = {
+    "rflo_sgd": True,
+    "rflo_momentum": True,
+    "tbptt1_frozen_readout": True,
+    "rflo_ADAM": False,
+    "tbptt1_sgd": False,
+    "bptt_sgd": False,
+}
+
+
+@pytest.mark.parametrize("name", SPECTRA)
+def test_an_outside_programs_changes_have_the_same_ranks(name):
+    """Its networks had 30 units and 2 outputs; only the spectra of its changes are known."""
+    spectrum = golden("lowrank/")[f"{name}/singvals_dW_dB"]
+    found = theory.weight_change_rank({"w": np.zeros((30, 30))}, {"w": np.diag(spectrum)})["w"]
+    np.testing.assert_allclose(found.singular_values, spectrum, rtol=1e-12)
+    assert (found.rank == theory.rank_bound("rflo", outputs=2, units=30)) == SPECTRA[name]
+
+
+def test_an_outside_programs_tanh_breaks_the_bound_by_the_amplitude_squared():
+    at = golden("lowrank/")
+    slope = np.diff(np.log(at["tanh_ratio"][:2])) / np.diff(np.log(at["tanh_amps"][:2]))
+    assert 1.9 < slope.item() < 2.1
