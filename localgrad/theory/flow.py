@@ -199,6 +199,7 @@ def half_time(path: Trajectory, task: Task | Endless) -> jax.Array:
     before, after = value[first - 1], value[first]
     part = (before - half) / (before - after)
     at = path.times[first - 1] + part * (path.times[first] - path.times[first - 1])
+    at = jnp.where(value[0] > 0, at, path.times[0])
     return jnp.where(below.any(), at, jnp.inf)
 
 
@@ -211,7 +212,7 @@ def _require_increasing(times: Any) -> None:
     if isinstance(times, jax.core.Tracer):
         return
     found = np.asarray(times)
-    if found.ndim != 1 or len(found) < 2 or np.any(np.diff(found) <= 0):
+    if found.ndim != 1 or len(found) < 2 or not np.all(np.diff(found) > 0):
         raise ValueError(
             f"times must be at least two increasing numbers, [K]; got shape {found.shape}"
             f"{f', {found.tolist()}' if found.size < 8 else ''}."

@@ -61,8 +61,8 @@ def conserved_matrix(
         tbptt(1)    A^T A - W W^T - B B^T
         rflo        (W - rho I)(W - rho I)^T + B B^T - R^T A - A^T R
 
-    With leaky units that are trained by their own traces (`alpha < 1`, decay `1 - alpha`), RFLO
-    conserves `W W^T + B B^T - R^T A - A^T R`.
+    In leaky units `(rho - 1 + alpha)/alpha` stands for rho: zero where RFLO's traces decay by the
+    units' own `1 - alpha`.
 
     Args:
         rule: `bptt()`, `tbptt(1)` or `rflo(r, rho)` with one rho; r is not used.
@@ -88,7 +88,8 @@ def conserved_matrix(
         if feedback is None:
             raise ValueError("feedback must be the matrix R [O, N] for rflo; got None.")
         r = float64(feedback)
-        centre = 0.0 if alpha < 1 else float64(rule.decay)
+        # With m = 1 - alpha + alpha w, the shifted m - rho is alpha (w - centre).
+        centre = (float64(rule.decay) - 1 + alpha) / alpha
         shifted = w - centre * jnp.eye(len(w))
         return shifted @ shifted.T + b @ b.T - r.T @ a - a.T @ r
     _require_known(rule)

@@ -124,9 +124,9 @@ def tbptt(horizon: int) -> ModeRule:
         >>> theory.tbptt(1).horizon
         1
     """
-    if not isinstance(horizon, int) or horizon < 1:
+    if isinstance(horizon, bool) or not isinstance(horizon, (int, np.integer)) or horizon < 1:
         raise ValueError(f"horizon must be a positive integer, in time steps; got {horizon!r}.")
-    return ModeRule("tbptt", horizon=horizon)
+    return ModeRule("tbptt", horizon=int(horizon))
 
 
 def rflo(feedback: Any, decay: Any) -> ModeRule:
@@ -230,6 +230,7 @@ def descent(rule: ModeRule, modes: Modes, task: Task | Endless) -> Modes:
     a, w, b, gain, decay = alike(*modes, *float64(*rule.seen(modes)))
     modes = Modes(a, w, b)
     if isinstance(task, Endless):
+        require_fading(task)
         return _endless_descent(modes, gain, decay, rule.horizon, task)
     steps = np.shape(task.target)[-1]
     error = _weighted(task, _errors(modes, task))
@@ -247,6 +248,16 @@ def descent(rule: ModeRule, modes: Modes, task: Task | Endless) -> Modes:
         w=modes.b * (jnp.moveaxis(within, 0, -1) * error).sum(-1),
         b=(backward * error).sum(-1),
     )
+
+
+def require_fading(task: Endless) -> None:
+    """Raises if a teacher's responses grow for ever: endless sequences then have no loss."""
+    w = task.teacher.w
+    if not isinstance(w, jax.core.Tracer) and not np.all(np.abs(w) < 1):
+        raise ValueError(
+            f"teacher.w must lie inside (-1, 1) for endless sequences; got {w}. A Task of finitely "
+            "many steps, as realisable makes it, takes any w."
+        )
 
 
 def _endless_descent(
@@ -280,7 +291,7 @@ def loss(modes: Modes, task: Task | Endless) -> jax.Array:
         task: what they are to learn.
 
     Returns:
-        [...].
+        [...]; NaN for endless sequences and `|w| >= 1`.
 
     Example:
         >>> from localgrad import theory
@@ -291,10 +302,12 @@ def loss(modes: Modes, task: Task | Endless) -> jax.Array:
     modes = Modes(*alike(*float64(*modes)))
     if isinstance(task, Task):
         return 0.5 * _weighted(task, _errors(modes, task) ** 2).sum(-1)
+    require_fading(task)
     a_star, w_star, b_star = float64(*task.teacher)
     p, p_star, w = modes.a * modes.b, a_star * b_star, modes.w
     cross = 2 * p * p_star / (1 - w * w_star)
-    return 0.5 * (p**2 / (1 - w**2) - cross + p_star**2 / (1 - w_star**2))
+    value = 0.5 * (p**2 / (1 - w**2) - cross + p_star**2 / (1 - w_star**2))
+    return jnp.where(jnp.abs(w) < 1, value, jnp.nan)
 
 
 def unleaky(modes: Modes, alpha: float) -> tuple[Modes, Modes]:

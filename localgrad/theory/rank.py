@@ -95,7 +95,7 @@ def rank_bound(rule: str, outputs: int, units: int, time_constants: int = 1) -> 
     """The largest rank that linear units' weights can change by, under plain SGD or momentum.
 
     Args:
-        rule: `"rflo"`, or another rule, which has no bound but the matrix' size.
+        rule: `"rflo"`, or `"bptt"` or `"tbptt"`, which have no bound but the matrix' size.
         outputs: O.
         units: N.
         time_constants: M, how many different leaks the units have.
@@ -103,11 +103,16 @@ def rank_bound(rule: str, outputs: int, units: int, time_constants: int = 1) -> 
     Returns:
         `min(M O, N)` for RFLO, else N.
 
+    Raises:
+        ValueError: for another rule.
+
     Example:
         >>> from localgrad import theory
         >>> theory.rank_bound("rflo", outputs=2, units=30), theory.rank_bound("bptt", 2, 30)
         (2, 30)
     """
+    if rule not in ("rflo", "bptt", "tbptt"):
+        raise ValueError(f"rule must be 'rflo', 'bptt' or 'tbptt'; got {rule!r}.")
     return min(outputs * time_constants, units) if rule == "rflo" else units
 
 

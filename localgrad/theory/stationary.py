@@ -59,8 +59,8 @@ class Limits(NamedTuple):
 
     Attributes:
         saddle_node: `r s^3 = -p*^2`: a saddle from here to r = 0.
-        hopf: from here on outwards an unstable spiral or node. Between the two the point is stable,
-            if `|hopf| > |saddle_node|`.
+        hopf: where tau changes its sign. If `|hopf| > |saddle_node|`, the point is stable between
+            the two; outwards of both it is an unstable spiral or node.
     """
 
     saddle_node: jax.Array
@@ -111,13 +111,14 @@ def jacobian(rule: ModeRule, point: Modes, task: Task | Endless, rates: Modes = 
     return jax.jacfwd(velocity)(jnp.stack(float64(*point)))
 
 
-def verdict(jacobian: Any, *, rtol: float = 1e-9) -> Verdict:
+def verdict(jacobian: Any, *, rtol: float = 1e-6) -> Verdict:
     """What kind of stationary point a Jacobian tells of.
 
     Args:
         jacobian: [n, n].
         rtol: eigenvalues below this part of the largest count as neutral, and are left out: every
-            stationary point of these flows lies on a curve of others.
+            stationary point of these flows lies on a curve of others. At a saddle-node two are, and
+            such a pair is told apart only to the root of the rounding.
 
     Returns:
         The verdict.
@@ -210,12 +211,10 @@ def convergence_rate(rule: ModeRule, s: Any, teacher: Modes) -> jax.Array:
     """
     tau, det = characteristic(rule, s, teacher)
     split = jnp.maximum(tau**2 - 4 * det, 0)
-    # 2 D / (tau + root) where tau > 0: the difference would cancel.
     root = jnp.sqrt(split)
-    fast = tau + root
-    safe = jnp.where(fast > 0, fast, 1.0)
-    real = jnp.where((fast > 0) & (split > 0), 2 * det / safe, (tau - root) / 2)
-    return real
+    # Where tau > 0 the difference tau - root would cancel.
+    safe = jnp.where(tau > 0, tau + root, 1.0)
+    return jnp.where((tau > 0) & (split > 0), 2 * det / safe, (tau - root) / 2)
 
 
 def limits(s: Any, decay: Any, teacher: Modes) -> Limits:
@@ -254,13 +253,15 @@ def endpoint(rule: ModeRule, start: Modes, teacher: Modes) -> Endpoint:
         tbptt(1)   the same with C + w*^2
         rflo       2 r s^3 + k s^2 - p*^2 = 0        k = C - (w* - rho)^2
 
-    RFLO ends at the one root of the sign of r. A flow of BPTT keeps the sign of the larger of its
-    strengths a and b; started from `|a| = |b|` with the wrong sign of `a b` it ends in the saddle.
-    One-step truncated BPTT keeps the sign of a if `a^2 > b^2 + w^2`; else its branch is not told.
+    RFLO ends at the one root of the sign of r, unless a point of the other sign is stable too (the
+    window of `limits`): then the branch is not told. A flow of BPTT keeps the sign of the larger of
+    its strengths a and b; started from `|a| = |b|` with the wrong sign of `a b` it ends in the
+    saddle. One-step truncated BPTT keeps the sign of a if `a^2 > b^2 + w^2`; else its branch is not
+    told.
 
     Args:
         rule: `bptt()`, `tbptt(1)` or `rflo(r, rho)`, r not 0.
-        start: the strengths at the start, numbers.
+        start: the strengths at the start, numbers; learning rates are alike.
         teacher: the strengths to be learned, with `a* b*` not 0.
 
     Returns:
@@ -268,7 +269,8 @@ def endpoint(rule: ModeRule, start: Modes, teacher: Modes) -> Endpoint:
         may leave `|w| < 1` before), not a theorem.
 
     Raises:
-        ValueError: for `tbptt(K > 1)`, which conserves nothing that is known.
+        ValueError: for `tbptt(K > 1)`, which conserves nothing that is known, and if r or `a* b*`
+            is zero.
 
     Example:
         >>> from localgrad import theory
@@ -279,16 +281,23 @@ def endpoint(rule: ModeRule, start: Modes, teacher: Modes) -> Endpoint:
     """
     c = float(conserved(rule, start))
     p, w = float(teacher.a * teacher.b), float(teacher.w)
+    if p == 0 or (rule.name == "rflo" and float(rule.gain) == 0):
+        raise ValueError(
+            f"a* b* of the teacher and RFLO's feedback must not be zero; got a* b* = {p}, feedback "
+            f"{rule.gain}. Without them no single point of the optimal manifold is selected."
+        )
     if rule.name == "rflo":
         gain, decay = float(rule.gain), float(rule.decay)
         roots = np.roots([2 * gain, c - (w - decay) ** 2, 0.0, -(p**2)])
         real = np.sort(roots[np.abs(roots.imag) < 1e-9 * np.abs(roots)].real)
-        return Endpoint(float(real[real * gain > 0][0]), real)
+        tau, det = characteristic(rule, real, teacher)
+        rivals = (real * gain < 0) & np.asarray((tau > 0) & (det > 0))
+        return Endpoint(float("nan") if rivals.any() else float(real[real * gain > 0][0]), real)
     level = c if rule.name == "bptt" else c + w**2
     size = float(np.sqrt((level + np.hypot(level, 2 * p)) / 2))
     a, b = float(start.a), float(start.b)
     if rule.name == "tbptt":
-        sign = np.sign(a) if c > 0 else np.nan
+        sign = np.sign(a) if c > 0 else 0.0 if a == b == 0 else np.nan
     elif c != 0:
         sign = np.sign(a) if c > 0 else np.sign(p * b)
     else:
@@ -299,17 +308,21 @@ def endpoint(rule: ModeRule, start: Modes, teacher: Modes) -> Endpoint:
 def plateau(rule: ModeRule, scale: float, teacher: Modes) -> float:
     """About how long learning takes to begin from `a = b = scale`, w = 0, to leading order.
 
-    BPTT and truncated BPTT leave the saddle at rate `|p*|`, after `ln(1/scale)/|p*|`, up to a
-    constant. RFLO has no plateau: `(2/(r S)^2)^(1/3)` with `S = p*/(1 - rho w*)`, at
-    any scale.
+    BPTT and truncated BPTT leave the saddle at rate `p*`, after `ln(1/scale)/p*`, up to a constant.
+    If `p* < 0`, a start with a = b has the wrong sign: BPTT never leaves, one-step truncated BPTT
+    after three times as long, `3 ln(1/scale)/|p*|`. RFLO has no plateau: `(2/(r S)^2)^(1/3)` with
+    `S = p*/(1 - rho w*)`, at any scale.
 
     Args:
-        rule: `bptt()`, `tbptt(K)` or `rflo(r, rho)`.
-        scale: of the initial strengths.
+        rule: `bptt()`, `tbptt(K)` or `rflo(r, rho)`; K of 1 only if `p* < 0`.
+        scale: of the initial strengths, in (0, 1).
         teacher: the strengths to be learned.
 
     Returns:
-        A time.
+        A time; infinity if learning never begins.
+
+    Raises:
+        ValueError: for a scale outside (0, 1), and for `tbptt(K > 1)` with `p* < 0`.
 
     Example:
         >>> from localgrad import theory
@@ -317,6 +330,19 @@ def plateau(rule: ModeRule, scale: float, teacher: Modes) -> float:
         6.9
     """
     p, w = float(teacher.a * teacher.b), float(teacher.w)
+    if not 0 < scale < 1:
+        raise ValueError(f"scale must lie inside (0, 1); got {scale!r}.")
+    if p == 0 or (rule.name == "rflo" and float(rule.gain) == 0):
+        return float("inf")
+    if p < 0 and rule.name == "bptt":
+        return float("inf")
+    if p < 0 and rule.name == "tbptt":
+        if rule.horizon != 1:
+            raise ValueError(
+                f"how long tbptt with a horizon of {rule.horizon} stays at the wrong sign of a b "
+                "is not known; integrate its flow."
+            )
+        return float(3 * np.log(1 / scale) / abs(p))
     if rule.name == "rflo":
         drive = float(rule.gain) * p / (1 - float(rule.decay) * w)
         return float((2 / drive**2) ** (1 / 3))
@@ -332,8 +358,10 @@ def stationary_points(rule: ModeRule, task: Task, *, resolution: int = 4001) -> 
         tbptt(1)   a b = target_0,  sum_{l>0} omega_l w^(l-1) e_l = 0   lag 0 exactly
         rflo       E(w) = E(rho) = 0                                  r does not matter
 
-    At each of them a and b are free but for `a b = p`. Left out is the saddle `a = b = 0` of BPTT
-    and truncated BPTT.
+    At each of them a and b are free but for `a b = p`. Left out is where a or b is zero: the saddle
+    `a = b = 0` of BPTT and truncated BPTT; `b = 0`, any a and w, of one-step truncated BPTT if
+    `target_0 = 0` and of RFLO if `sum_l omega_l rho^l target_l = 0`, where they learn nothing; and
+    `E(w) = 0` with one of a, b zero. Found are changes of sign, so no double roots.
 
     Args:
         rule: `bptt()`, `tbptt(1)` or `rflo(r, rho)`.
@@ -344,7 +372,8 @@ def stationary_points(rule: ModeRule, task: Task, *, resolution: int = 4001) -> 
         The points, by rising loss.
 
     Raises:
-        ValueError: for `tbptt(K > 1)`: three conditions for two unknowns, no point in general.
+        ValueError: for `tbptt(K > 1)`: three conditions for two unknowns, no point in general; for
+            an `Endless` task, more than one mode, or one lag alone, where any w will do.
 
     Example:
         >>> import numpy as np
@@ -358,6 +387,11 @@ def stationary_points(rule: ModeRule, task: Task, *, resolution: int = 4001) -> 
         raise ValueError(
             f"tbptt with a horizon of {rule.horizon} has no stationary point in general: three "
             "conditions for two unknowns. Integrate its flow instead."
+        )
+    if isinstance(task, Endless) or np.ndim(task.target) != 1 or len(task.target) < 2:
+        raise ValueError(
+            "task must be a Task of one mode with a target [L] of at least two lags; got "
+            f"{type(task).__name__} {np.shape(getattr(task, 'target', ()))}. Endless: see optimum."
         )
     plain = rule._replace(gain=1.0)
 
@@ -376,7 +410,8 @@ def stationary_points(rule: ModeRule, task: Task, *, resolution: int = 4001) -> 
     def at(w: float) -> float:
         return float(condition(float64(w)))
 
-    grid = np.linspace(-1, 1, resolution + 2)[1:-1] + 1e-4 / (np.pi * resolution)  # no round w
+    inner = np.linspace(-1, 1, resolution + 2)[1:-1] + 1e-4 / (np.pi * resolution)  # no round w
+    grid = np.concatenate([[-1.0], inner, [1.0]])
     values = np.asarray(condition(float64(grid)))
     found = []
     for k in np.flatnonzero(values[:-1] * values[1:] < 0):

@@ -194,3 +194,81 @@ def test_what_has_no_closed_form_says_so():
     ):
         with pytest.raises(ValueError, match="horizon"):
             call()
+
+
+def test_a_stable_wrong_sign_leaves_the_end_untold():
+    """From beside a stable point of the wrong sign RFLO stays there."""
+    teacher, rule = theory.Modes(0.3, 0.8, 1.0), theory.rflo(-0.10, 0.2)
+    start = theory.Modes(1.001, 0.8, 0.3)
+    end = theory.endpoint(rule, start, teacher)
+    path = theory.integrate(rule, start, theory.Endless(teacher), [0.0, 1000.0])
+    assert np.isnan(end.s) and min(abs(end.candidates - path.modes.a[-1])) < 1e-5
+
+
+def test_plateaus_at_the_wrong_sign():
+    """BPTT never begins to learn from a = b with p* < 0; TBPTT(1) after three times as long."""
+    teacher = theory.Modes(-1.0, 0.7, 1.0)
+    assert theory.plateau(theory.bptt(), 1e-3, teacher) == np.inf
+    task, half = theory.Endless(teacher), []
+    for scale in (1e-2, 1e-3):
+        start = theory.Modes(scale, 0.0, scale)
+        path = theory.integrate(theory.tbptt(1), start, task, np.linspace(0, 40, 801))
+        half.append(float(theory.half_time(path, task)))
+    one, other = (theory.plateau(theory.tbptt(1), scale, teacher) for scale in (1e-2, 1e-3))
+    np.testing.assert_allclose(half[1] - half[0], other - one, rtol=5e-3)
+
+
+def test_at_the_saddle_node_two_rates_vanish():
+    for w, rho, p in ((0.8, 0.2, 0.3), (-0.6, 0.8, 1.0), (0.3, 0.2, 1.1)):
+        teacher = theory.Modes(p, w, 1.0)
+        rule = theory.rflo(float(theory.limits(1.3, rho, teacher).saddle_node), rho)
+        point = theory.optimum(1.3, teacher)
+        found = theory.verdict(theory.jacobian(rule, point, theory.Endless(teacher)))
+        assert len(found.rates) == 1
+        tau, _ = theory.characteristic(rule, 1.3, teacher)
+        np.testing.assert_allclose(found.rates, -tau, rtol=1e-6)
+
+
+def test_rates_near_the_saddle_node_do_not_cancel():
+    teacher = theory.Modes(1.1, 0.3, 1.0)
+    found = [
+        float(theory.convergence_rate(theory.rflo(-1.21 * (1 - e), 0.2), 1.0, teacher))
+        for e in (1e-12, 1e-15)
+    ]
+    np.testing.assert_allclose(found, -1.947690309, rtol=1e-9)
+
+
+@pytest.mark.parametrize("w", [0.9998, -0.9998])
+def test_points_near_the_edge_are_found(w):
+    task = theory.realisable(theory.Modes(1.2, w, 1.0), 20)
+    for rule in (theory.bptt(), theory.tbptt(1), theory.rflo(0.9, 0.4)):
+        np.testing.assert_allclose(theory.stationary_points(rule, task)[0][:2], [w, 1.2])
+
+
+TEACHER, START = theory.Modes(1.2, 0.7, 1.0), theory.Modes(0.1, 0.0, 0.2)
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda: theory.endpoint(theory.rflo(0.0, 0.2), START, TEACHER), "must not be zero"),
+        (
+            lambda: theory.endpoint(theory.bptt(), START, theory.Modes(0.0, 0.5, 1.0)),
+            "must not be zero",
+        ),
+        (lambda: theory.plateau(theory.bptt(), 2.0, TEACHER), "scale must lie inside"),
+        (lambda: theory.stationary_points(theory.bptt(), theory.Endless(TEACHER)), "got Endless"),
+        (
+            lambda: theory.stationary_points(theory.bptt(), theory.realisable(TEACHER, 1)),
+            "at least two lags",
+        ),
+        (
+            lambda: theory.loss(START, theory.Endless(theory.Modes(1.0, 1.2, 1.0))),
+            "teacher.w must lie inside",
+        ),
+        (lambda: theory.rank_bound("RFLO", 2, 30), "rule must be 'rflo'"),
+    ],
+)
+def test_what_is_asked_wrongly_says_so(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
