@@ -1,6 +1,8 @@
 """Cells of all kinds: what is taken is credited in full, what cannot be credited is refused."""
 
+import dataclasses
 import functools
+import warnings
 
 import chex
 import flax.linen as nn
@@ -180,3 +182,34 @@ def test_windows_of_any_size_give_the_same(factory, window):
     one, other = (r(params, r.init(params), batch) for r in (whole, rule))
     close(one[0], other[0])
     close(one[1].loss, other[1].loss)
+
+
+class ByName(zoo.Cell):
+    """It calls a layer by keyword, and holds an array."""
+
+    tau: np.ndarray = dataclasses.field(default_factory=lambda: np.array([2.0]), hash=False)
+
+    @nn.compact
+    def __call__(self, h, x):
+        h = zoo.leaky(h, self.layer("i")(inputs=x) + self.layer("h")(h)) / float(self.tau[0])
+        return h, h
+
+
+def test_layers_called_by_name_and_cells_that_hold_arrays():
+    params, batch = problem(ByName())
+    expected = jax.jit(functools.partial(oracles.bptt, ByName()))(params, oracles.steps_of(batch))
+    close(learned(make(localgrad.bptt, ByName(), batch), params, batch), expected)
+    whole = learned(make(localgrad.eprop, ByName(), batch), params, batch)
+    close(streamed(make(localgrad.eprop, ByName(), batch, batch_size=B), params, batch), whole)
+
+
+@pytest.mark.parametrize("factory", [localgrad.bptt, localgrad.rtrl, localgrad.eprop])
+def test_a_fresh_state_can_be_donated(factory):
+    params, batch = problem(zoo.Concat())
+    rule = make(factory, zoo.Concat(), batch, batch_size=B)
+    expected, _ = rule(params, rule.init(params), batch)
+    donating = jax.jit(lambda state: rule(params, state, batch), donate_argnums=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what could not be reused
+        found, _ = donating(rule.init(params))
+    close(found, expected)
