@@ -10,9 +10,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from localgrad.theory.modes import Endless, ModeRule, Modes, Task, alike, descent, float64, loss
-
-ALIKE = Modes(1.0, 1.0, 1.0)
+from localgrad.theory.modes import (
+    ALIKE,
+    Endless,
+    ModeRule,
+    Modes,
+    Task,
+    alike,
+    descent,
+    float64,
+    loss,
+)
 
 
 class Trajectory(NamedTuple):
@@ -23,6 +31,13 @@ class Trajectory(NamedTuple):
         modes: leaves [K, ...]; NaN after the flow has stopped.
         stopped: when some `|w|` came within 1e-6 of 1, past which endless sequences have no loss,
             or infinity.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from localgrad import theory
+        >>> modes = theory.Modes(jnp.ones(3), jnp.zeros(3), jnp.ones(3))
+        >>> theory.Trajectory(jnp.arange(3.0), modes, jnp.asarray(jnp.inf)).modes.w.shape
+        (3,)
     """
 
     times: jax.Array
@@ -134,6 +149,13 @@ def solve(
 
     Raises:
         ImportError: without diffrax: `pip install 'localgrad[theory]'`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from localgrad import theory
+        >>> path, stopped = theory.solve(lambda y: -y, jnp.asarray(1.0), [0.0, 1.0])
+        >>> round(float(path[-1]), 6), float(stopped)
+        (0.367879, inf)
     """
     try:
         import diffrax

@@ -7,9 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from localgrad.theory.modes import ModeRule, Modes, float64
-
-ALIKE = Modes(1.0, 1.0, 1.0)
+from localgrad.theory.modes import ALIKE, ModeRule, Modes, float64
 
 
 def conserved(rule: ModeRule, modes: Modes, rates: Modes = ALIKE) -> jax.Array:

@@ -34,6 +34,9 @@ class Modes(NamedTuple):
     b: Any
 
 
+ALIKE = Modes(1.0, 1.0, 1.0)  # one learning rate for all three
+
+
 class Task(NamedTuple):
     """What the modes are to learn in T = L steps: `L = sum_l weight_l (a w^l b - target_l)^2 / 2`.
 

@@ -17,6 +17,12 @@ class Bases(NamedTuple):
         U: of the outputs, [O, O].
         P: of the units, [N, N].
         V: of the inputs, [I, I].
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from localgrad import theory
+        >>> theory.Bases(U=jnp.eye(2), P=jnp.eye(5), V=jnp.eye(3)).P.shape
+        (5, 5)
     """
 
     U: jax.Array
@@ -31,6 +37,13 @@ class Weights(NamedTuple):
         A: readout, [O, N].
         W: recurrent, [N, N].
         B: input, [N, I].
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from localgrad import theory
+        >>> weights = theory.Weights(A=jnp.ones((2, 5)), W=jnp.zeros((5, 5)), B=jnp.ones((5, 3)))
+        >>> weights.W.shape
+        (5, 5)
     """
 
     A: jax.Array

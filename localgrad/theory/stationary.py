@@ -15,9 +15,17 @@ import numpy as np
 from scipy.optimize import brentq
 
 from localgrad.theory.invariants import conserved
-from localgrad.theory.modes import Endless, ModeRule, Modes, Task, descent, float64, loss, powers
-
-ALIKE = Modes(1.0, 1.0, 1.0)
+from localgrad.theory.modes import (
+    ALIKE,
+    Endless,
+    ModeRule,
+    Modes,
+    Task,
+    descent,
+    float64,
+    loss,
+    powers,
+)
 
 
 class Verdict(NamedTuple):
