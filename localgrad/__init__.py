@@ -1,15 +1,15 @@
 """localgrad: learning rules for recurrent networks without backpropagation through time."""
 
 from localgrad.cells.rate import RateCell
-from localgrad.core.modules import from_nnx
-from localgrad.core.network import Network
-from localgrad.core.rule import Batch, LearningRule
+from localgrad.core.contract.rule import Batch, LearningRule
+from localgrad.core.model.modules import from_nnx
+from localgrad.core.model.network import Network
 from localgrad.diagnostics import Alignment, compare, summary
 from localgrad.rules.backprop import bptt, tbptt
-from localgrad.rules.eligibility import eprop, rflo
-from localgrad.rules.influence import rtrl, snap
+from localgrad.rules.eligibility import eprop, rflo, snap
+from localgrad.rules.influence import rtrl
 from localgrad.rules.readout import readout_only
-from localgrad.train import evaluate, learn, reset
+from localgrad.train import evaluate, learn, reset_state
 
 __all__ = [
     "Alignment",
@@ -24,7 +24,7 @@ __all__ = [
     "from_nnx",
     "learn",
     "readout_only",
-    "reset",
+    "reset_state",
     "rflo",
     "rtrl",
     "snap",

@@ -1,4 +1,4 @@
-"""Using rules: `evaluate` a model, `learn` online inside one jit, `reset` a state."""
+"""Using rules: `evaluate` a model, `learn` online inside one jit, `reset_state`."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from localgrad.core.checks import check_batch, check_carry
-from localgrad.core.objective import Objective, weights_of
+from localgrad.core.contract.checks import require_batch, require_carry
+from localgrad.core.contract.objective import Objective, weights_of
+from localgrad.core.contract.rule import Batch, LearningRule, Loss
+from localgrad.core.contract.state import fresh, is_state
+from localgrad.core.model.stack import assemble
 from localgrad.core.params import leaves_of
-from localgrad.core.rule import Batch, LearningRule, Loss
-from localgrad.core.stack import assemble, run
+from localgrad.core.passes.run import run
 
 
 def evaluate(
@@ -44,21 +46,21 @@ def evaluate(
         (4, 10, 2)
     """
     leaves = leaves_of(params)
-    size, steps = check_batch(batch, None)
+    size, steps = require_batch(batch, None)
     inputs, targets, reset = jax.tree.map(
         lambda a: jnp.moveaxis(a, 1, 0), (batch.inputs, batch.targets, batch.reset)
     )
     stack = assemble(model, leaves, jax.tree.map(lambda a: a[0], inputs))
     if carry is not None:
-        check_carry(carry, stack)
+        require_carry(carry, stack)
     carries = stack.initial if carry is None else stack.unpack(carry)
     carries = jax.tree.map(lambda a, own: jnp.asarray(a, own.dtype), carries, stack.initial)
     ran = run(stack, leaves, carries, inputs, reset)
     weight, total = weights_of(batch.mask, size * steps)
     weight = None if weight is None else weight.T
-    summed, _ = Objective(loss, jnp.ones_like(total)).credit(ran.outputs, targets, weight)
+    values = Objective(loss, jnp.ones_like(total)).values(ran.outputs, targets, weight)
     outputs = jax.tree.map(lambda a: jnp.moveaxis(a, 0, 1), ran.outputs)
-    return summed / total, outputs, stack.pack(ran.carries)
+    return values.sum() / total, outputs, stack.pack(ran.carries)
 
 
 def learn(
@@ -95,7 +97,7 @@ def learn(
         >>> losses.shape, bool(losses[-1] < losses[0])
         ((10,), True)
     """
-    size, steps = check_batch(batch, None)
+    size, steps = require_batch(batch, None)
     if not isinstance(chunk, int) or chunk < 1:
         raise ValueError(f"chunk must be a positive integer, in time steps; got {chunk!r}.")
     chunk = min(chunk, steps)
@@ -125,7 +127,6 @@ def _require_learner(tx: Any, opt_state: Any, size: int, carries_on: bool) -> No
             "tx is a bare rule, whose updates point uphill: put an optimizer behind it, as in "
             "optax.chain(rule, optax.sgd(1e-3))."
         )
-    is_state = lambda s: hasattr(s, "fresh")  # noqa: E731
     states = [s for s in jax.tree.leaves(opt_state, is_leaf=is_state) if is_state(s)]
     if not states:
         raise ValueError(
@@ -139,7 +140,7 @@ def _require_learner(tx: Any, opt_state: Any, size: int, carries_on: bool) -> No
         )
 
 
-def reset(state: Any) -> Any:
+def reset_state(state: Any) -> Any:
     """Fresh carry and influence for every rule in a state; feedback and keys stay.
 
     Args:
@@ -155,11 +156,7 @@ def reset(state: Any) -> Any:
         >>> params = model.init(jax.random.key(1), carry, batch.inputs[:, 0])["params"]
         >>> rule = localgrad.rtrl(model, optax.l2_loss, batch_size=4)
         >>> _, state = rule(params, rule.init(params), batch)
-        >>> bool(jnp.any(state.carry)), bool(jnp.any(localgrad.reset(state).carry))
+        >>> bool(jnp.any(state.carry)), bool(jnp.any(localgrad.reset_state(state).carry))
         (True, False)
     """
-    return jax.tree.map(
-        lambda s: s.fresh() if hasattr(s, "fresh") else s,
-        state,
-        is_leaf=lambda s: hasattr(s, "fresh"),
-    )
+    return jax.tree.map(lambda s: fresh(s) if is_state(s) else s, state, is_leaf=is_state)

@@ -85,7 +85,7 @@ def test_reset_starts_afresh_and_keeps_the_feedback(name):
     _, used = tx.update(None, fresh, params, batch=piece(batch, 0, 6))
     again = piece(batch, 6, T)
     expected, _ = tx.update(None, fresh, params, batch=again)
-    updates, _ = tx.update(None, localgrad.reset(used), params, batch=again)
+    updates, _ = tx.update(None, localgrad.reset_state(used), params, batch=again)
     chex.assert_trees_all_close(updates, expected, atol=1e-7)
     stale, _ = tx.update(None, used, params, batch=again)
     with pytest.raises(AssertionError):

@@ -34,6 +34,11 @@ def length(tree: Any) -> int:
     return jax.tree.leaves(tree)[0].shape[0]
 
 
+def even_window(steps: int, most: int = 128) -> int:
+    """At most `most` steps; if possible a divisor of `steps`, so that no short window remains."""
+    return next((w for w in range(min(most, steps), most // 2, -1) if steps % w == 0), most)
+
+
 def one_row(tree: Any) -> Any:
     """[W, B, ...] -> [W, 1, B, ...], leaf by leaf: credit as a single row."""
     return jax.tree.map(lambda a: a[:, None], tree)

@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from localgrad.core.contraction import contract, pres
-from localgrad.core.credit import assign, input_credit, sweep
-from localgrad.core.forward import Tape
-from localgrad.core.params import Leaves, added, placed, under
-from localgrad.core.rule import (
+from localgrad.core.contract.rule import LearningRule, Loss
+from localgrad.core.frame import (
     Frame,
-    LearningRule,
-    Loss,
+    Outcome,
     Recipe,
     Window,
-    even_window,
+    outcome_of,
     windowed_rule,
 )
-from localgrad.core.stack import Stack, run
-from localgrad.core.steps import length, one_row
+from localgrad.core.model.stack import Stack
+from localgrad.core.params import Leaves, added
+from localgrad.core.passes.backward import assign, input_credit, sweep, unowned_whole
+from localgrad.core.passes.contraction import contract, pres
+from localgrad.core.passes.forward import Tape
+from localgrad.core.passes.run import Level, descend, run
+from localgrad.core.steps import even_window, length, one_row
 
 
 class History(NamedTuple):
@@ -31,12 +33,13 @@ class History(NamedTuple):
     Attributes:
         carry: the model's carry before the oldest step kept.
         inputs: leaves [h - 1, B, ...].
-        reset: [h, B] bool, whether credit is cut before each step kept and before the next one.
+        linked: [h, B] bool, whether credit passes to before each step kept, and to before the next
+            one.
     """
 
     carry: Any
     inputs: Any
-    reset: jax.Array
+    linked: jax.Array
 
 
 class BackpropState(NamedTuple):
@@ -45,22 +48,16 @@ class BackpropState(NamedTuple):
     Attributes:
         loss: mean loss of the last call.
         carry: the model's carry (streaming), or None.
-        start: the model's initial carry (streaming), or None.
+        initial_carry: the model's initial carry (streaming), or None.
         history: what `tbptt` keeps of the past (streaming, horizon > 1), or None.
     """
 
     loss: jax.Array
     carry: Any = None
-    start: Any = None
+    initial_carry: Any = None
     history: History | None = None
 
-    def fresh(self) -> BackpropState:
-        """The state at the start of new sequences."""
-        past = self.history
-        if past is not None:
-            blank = jax.tree.map(jnp.zeros_like, past.inputs)
-            past = past._replace(inputs=blank, reset=jnp.ones_like(past.reset))
-        return self._replace(carry=self.start, history=past)
+    outlives = ()
 
 
 def bptt(
@@ -204,43 +201,6 @@ def tbptt(
 
 def _recipe(name: str, horizon: int | None) -> Recipe:
     """Credit back to the call's start (horizon None), or over each loss's last `horizon` steps."""
-
-    def begin(stack: Stack, params: Leaves, x: Any) -> BackpropState:
-        del params
-        carry = stack.pack(stack.initial)
-        past = None
-        if horizon is not None and horizon > 1:
-            inputs = jax.tree.map(lambda a: jnp.zeros((horizon - 1, *a.shape), a.dtype), x)
-            past = History(carry, inputs, jnp.ones((horizon, length(x)), bool))
-        return BackpropState(jnp.zeros(()), carry, jax.tree.map(jnp.copy, carry), past)
-
-    def process(frame: Frame, state: BackpropState, window: Window) -> tuple:
-        stack, params = frame.stack, frame.params
-        past = None if frame.opening and frame.closing else state.history
-        reset = window.reset if past is None else _following(past, window)
-        ran = run(stack, params, stack.unpack(state.carry), window.inputs, reset)
-        loss, q_out = frame.objective.credit(ran.outputs, window.targets, window.weight)
-        grads, q_y = ran.read(q_out)
-        if past is None:
-            found, q_x = _unroll_back(stack, params, ran.tapes, q_y, horizon)
-            return (
-                state._replace(carry=stack.pack(ran.carries)),
-                grads | found | ran.encode(q_x),
-                loss,
-            )
-        _check_like(past.inputs, window.inputs)
-        before = run(stack, params, stack.unpack(past.carry), past.inputs, past.reset[:-1])
-        tapes = [_joined(*pair) for pair in zip(before.tapes, ran.tapes, strict=True)]
-        steps = length(past.reset) - 1
-        q_y = jax.tree.map(lambda q: _preceded(q, steps), q_y)
-        found, q_x = _unroll_back(stack, params, tapes, q_y, horizon)
-        old, new = (
-            jax.tree.map(lambda q, at=at: q[at], q_x) for at in (slice(steps), slice(steps, None))
-        )
-        grads |= found | added(before.encode(old), ran.encode(new))
-        history = _kept(stack, tapes, past, window.inputs, reset)
-        return state._replace(carry=stack.pack(ran.carries), history=history), grads, loss
-
     reach = (
         "exact, back to the start of the call"
         if horizon is None
@@ -248,49 +208,88 @@ def _recipe(name: str, horizon: int | None) -> Recipe:
     )
     return Recipe(
         name=name,
-        begin=begin,
-        process=process,
-        idle=BackpropState(jnp.zeros(())),
-        default_window=lambda stack, params, steps: (
-            steps if horizon is None else even_window(steps, max(64, 4 * horizon))
-        ),
+        state=BackpropState,
+        process=functools.partial(_process, horizon),
         credits=lambda stack, params: dict.fromkeys(params, reach),
+        settings={} if horizon is None else {"horizon": horizon},
+        remember=functools.partial(_no_history, horizon),
+        default_window=functools.partial(_default_window, horizon),
         needs_example=horizon is not None and horizon > 1,
     )
 
 
+def _default_window(horizon: int | None, stack: Stack, params: Leaves, steps: int, _: bool) -> int:
+    return steps if horizon is None else even_window(steps, max(64, 4 * horizon))
+
+
+def _no_history(horizon: int | None, stack: Stack, params: Leaves, x: Any) -> dict[str, Any]:
+    if horizon is None or horizon == 1:
+        return {}
+    inputs = jax.tree.map(lambda a: jnp.zeros((horizon - 1, *a.shape), a.dtype), x)
+    carry = stack.pack(jax.tree.map(jnp.copy, stack.initial))
+    return {"history": History(carry, inputs, jnp.zeros((horizon, length(x)), bool))}
+
+
+def _process(horizon: int | None, frame: Frame, state: BackpropState, window: Window) -> tuple:
+    """One window: its own losses, credited in it and in what is kept of the past."""
+    past = None if frame.opening and frame.closing else state.history
+    reset = window.reset if past is None else _following(past, window)
+    seen = outcome_of(frame, state.carry, window, reset)
+    if past is None:
+        grads, q_x = _unroll_back(frame, seen.ran.tapes, seen.q_y, horizon)
+        grads, past = grads | seen.ran.encode(q_x), state.history
+    else:
+        grads, past = _with_history(frame, past, seen, window.inputs, reset, horizon)
+    carry = frame.stack.pack(seen.ran.carries)
+    return state._replace(carry=carry, history=past), seen.grads | grads, seen.values
+
+
+def _with_history(
+    frame: Frame, past: History, seen: Outcome, xs: Any, reset: Any, horizon: int | None
+) -> tuple[Leaves, History]:
+    """The gradients of a window that follows others, and the history after it."""
+    _require_alike(past.inputs, xs)
+    stack = frame.stack
+    before = run(stack, frame.params, stack.unpack(past.carry), past.inputs, ~past.linked[:-1])
+    tapes = [_joined(*pair) for pair in zip(before.tapes, seen.ran.tapes, strict=True)]
+    steps = length(past.inputs)
+    q_y = jax.tree.map(lambda q: _preceded(q, steps), seen.q_y)
+    grads, q_x = _unroll_back(frame, tapes, q_y, horizon)
+    old, new = jax.tree.map(lambda q: q[:steps], q_x), jax.tree.map(lambda q: q[steps:], q_x)
+    grads |= added(before.encode(old), seen.ran.encode(new))
+    return grads, _kept(stack, tapes, past, xs, reset)
+
+
 def _unroll_back(
-    stack: Stack, params: Leaves, tapes: list[Tape], q_y: Any, horizon: int | None
+    frame: Frame, tapes: list[Tape], q_y: Any, horizon: int | None
 ) -> tuple[Leaves, Any]:
     """The cells' gradients, and the credit of the first cell's input.
 
     A loss at step s travels in row s mod K and expires on reaching step s - K, so K = `horizon`
     rows hold every loss that is still young enough.
     """
-    steps = length(tapes[0].ys)
-    instantly = horizon == 1
-    slots, rows = None, 1
-    if horizon is not None and not instantly and horizon < steps:
+    steps, slots, rows = length(tapes[0].ys), None, 1
+    if horizon is not None and 1 < horizon < steps:
         slots, rows = jnp.arange(steps) % horizon, horizon
-    grads: Leaves = {}
     q_y = one_row(q_y) if slots is None else jax.tree.map(lambda q: _in_rows(q, slots, rows), q_y)
-    for level in reversed(stack.levels):
-        cell, prefix, tape = stack.cells[level], stack.prefixes[level], tapes[level]
-        own = under(params, prefix)
-        below = level > 0 or stack.encoder is not None
-        left = None
-        if not instantly:
-            at_end = jax.tree.map(lambda a: jnp.zeros((rows, *a.shape[1:]), a.dtype), tape.carries)
-            left, _ = sweep(cell, own, tape, q_y, at_end, slots=slots, sum_rows=not below)
-        if not below:
-            q_y = jax.tree.map(lambda q: q.sum(1, keepdims=True), q_y)
-        credit = assign(cell, own, tape, q_y, left)
-        learned = [post.sum(1) for post in credit.posts]
-        found = contract(cell, own, pres(cell, own, tape), learned) | credit.others
-        grads |= placed(found, prefix)
-        if below:
-            q_y = input_credit(cell, own, tape, credit)
-    return grads, jax.tree.map(lambda q: q.sum(1), q_y)
+    visit = functools.partial(_visit, slots, rows, horizon == 1)
+    grads, _, q_x = descend(frame.stack, frame.params, tapes, q_y, visit)
+    return grads, jax.tree.map(lambda q: q.sum(1), q_x)
+
+
+def _visit(slots: Any, rows: int, instantly: bool, at: Level, q_y: Any) -> tuple[Leaves, None, Any]:
+    """One cell: its gradients, and the credit of its input."""
+    cell, own, tape = at.cell, at.params, at.tape
+    left = None
+    if not instantly:
+        end = jax.tree.map(lambda a: jnp.zeros((rows, *a.shape[1:]), a.dtype), tape.carries)
+        left, _ = sweep(cell, own, tape, q_y, end, slots=slots, sum_rows=not at.below)
+    if not at.below:
+        q_y = jax.tree.map(lambda q: q.sum(1, keepdims=True), q_y)
+    credit = assign(cell, own, tape, q_y, left)
+    learned = contract(cell, own, pres(cell, own, tape), [post.sum(1) for post in credit.posts])
+    learned |= unowned_whole(cell, own, tape, q_y, left)
+    return learned, None, input_credit(cell, own, tape, credit) if at.below else q_y
 
 
 def _in_rows(q: jax.Array, slots: jax.Array, rows: int) -> jax.Array:
@@ -303,11 +302,11 @@ def _following(past: History, window: Window) -> jax.Array:
     """The window's resets, with the one that the past holds ready for its first step."""
     reset = window.reset
     if reset is None:
-        reset = jnp.zeros((length(window.inputs), past.reset.shape[1]), bool)
-    return reset.at[0].set(reset[0] | past.reset[-1])
+        reset = jnp.zeros((length(window.inputs), past.linked.shape[1]), bool)
+    return reset.at[0].set(reset[0] | ~past.linked[-1])
 
 
-def _check_like(kept: Any, new: Any) -> None:
+def _require_alike(kept: Any, new: Any) -> None:
     """Raises if the inputs are not what `example` said they would be."""
     old, now = ([(a.shape[2:], a.dtype.name) for a in jax.tree.leaves(t)] for t in (kept, new))
     if old != now or jax.tree.structure(kept) != jax.tree.structure(new):
@@ -329,6 +328,6 @@ def _kept(stack: Stack, tapes: list[Tape], past: History, xs: Any, reset: Any) -
     """The last h - 1 of the steps that the tapes hold, of which xs [W, B, ...] are the new."""
     steps = length(xs)
     inputs = jax.tree.map(lambda a, b: jnp.concatenate([a, b])[steps:], past.inputs, xs)
-    flags = jnp.concatenate([past.reset[:-1], reset, jnp.zeros_like(reset[:1])])[steps:]
+    linked = jnp.concatenate([past.linked[:-1], ~reset, jnp.ones_like(reset[:1])])[steps:]
     oldest = [jax.tree.map(lambda a: a[steps], tape.carries) for tape in tapes]
-    return History(stack.pack(oldest), inputs, flags)
+    return History(stack.pack(oldest), inputs, linked)

@@ -5,19 +5,18 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
-from localgrad.core.params import Leaves
-from localgrad.core.rule import (
+from localgrad.core.contract.rule import LearningRule, Loss
+from localgrad.core.frame import (
     Frame,
-    LearningRule,
-    Loss,
     Recipe,
     Window,
-    even_window,
+    outcome_of,
     windowed_rule,
 )
-from localgrad.core.stack import Stack, run
+from localgrad.core.model.stack import Stack
+from localgrad.core.params import Leaves, Path
+from localgrad.core.steps import even_window
 
 
 class ReadoutState(NamedTuple):
@@ -26,16 +25,14 @@ class ReadoutState(NamedTuple):
     Attributes:
         loss: mean loss of the last call.
         carry: the model's carry (streaming), or None.
-        start: the model's initial carry (streaming), or None.
+        initial_carry: the model's initial carry (streaming), or None.
     """
 
     loss: jax.Array
     carry: Any = None
-    start: Any = None
+    initial_carry: Any = None
 
-    def fresh(self) -> ReadoutState:
-        """The state at the start of new sequences."""
-        return self._replace(carry=self.start)
+    outlives = ()
 
 
 def readout_only(
@@ -93,45 +90,40 @@ def readout_only(
         Jaeger, "The echo state approach to analysing and training recurrent neural networks", GMD
         Report 148, 2001, https://www.ai.rug.nl/minds/uploads/EchoStatesTechRep.pdf
     """
-
-    def begin(stack: Stack, params: Leaves, x: Any) -> ReadoutState:
-        del params, x
-        carry = stack.pack(stack.initial)
-        return ReadoutState(jnp.zeros(()), carry, carry)
-
-    def process(frame: Frame, state: ReadoutState, window: Window) -> tuple:
-        stack = frame.stack
-        carries = stack.unpack(state.carry)
-        ran = run(stack, frame.params, carries, window.inputs, window.reset)
-        value, q_out = frame.objective.credit(ran.outputs, window.targets, window.weight)
-        return state._replace(carry=stack.pack(ran.carries)), ran.read(q_out)[0], value
-
-    def screen(stack: Stack, params: Leaves) -> None:
-        del params
-        if stack.readout is None:
-            raise ValueError(
-                "readout_only trains the readout of a localgrad.Network, and this model has none. "
-                "Wrap it: localgrad.Network((cell,), readout=nn.Dense(O))."
-            )
-
-    recipe = Recipe(
-        name="readout_only",
-        begin=begin,
-        process=process,
-        idle=ReadoutState(jnp.zeros(())),
-        default_window=lambda stack, params, steps: even_window(steps),
-        screen=screen,
-        credits=lambda stack, params: {
-            path: "exact" if path[:1] == ("readout",) else "nothing: stays as it is"
-            for path in params
-        },
-    )
     return windowed_rule(
         model,
         loss,
-        recipe,
+        Recipe(
+            name="readout_only",
+            state=ReadoutState,
+            process=_process,
+            credits=_credits,
+            default_window=lambda stack, params, steps, alone: even_window(steps),
+            screen=_screen,
+        ),
         batch_size=batch_size,
         window=window,
         reduction=reduction,
         example=example,
     )
+
+
+def _process(frame: Frame, state: ReadoutState, window: Window) -> tuple:
+    seen = outcome_of(frame, state.carry, window, window.reset)
+    return state._replace(carry=frame.stack.pack(seen.ran.carries)), seen.grads, seen.values
+
+
+def _screen(stack: Stack, params: Leaves) -> None:
+    del params
+    if stack.readout is None:
+        raise ValueError(
+            "readout_only trains the readout of a localgrad.Network, and this model has none. "
+            "Wrap it: localgrad.Network((cell,), readout=nn.Dense(O))."
+        )
+
+
+def _credits(stack: Stack, params: Leaves) -> dict[Path, str]:
+    del stack
+    return {
+        path: "exact" if path[:1] == ("readout",) else "nothing: stays as it is" for path in params
+    }

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from localgrad.core.modules import as_module
+from localgrad.core.model.modules import as_module
+from localgrad.core.model.synapses import CHAINED, INPUT, OUTPUT, RECURRENT, dependencies, dissect
 from localgrad.core.params import flatten
-from localgrad.core.synapses import CHAINED, INPUT, OUTPUT, RECURRENT, dependencies, dissect
 
 B, N, IN = 2, 4, 3
 

@@ -40,7 +40,7 @@ def stream(
     """
     state, calls = rule.init(params), []
     if carry is not None:
-        state = state._replace(carry=carry, start=carry)
+        state = state._replace(carry=carry, initial_carry=carry)
     total = batch.inputs.shape[1]
     for start in range(0, total, chunk):
         steps = slice(start, min(start + chunk, total))

@@ -178,7 +178,7 @@ def test_every_step(name, rule):
         live = 2 if (name, rule) == ("LSTM", "snap") else 1  # e-prop has no use for the trace of h
         for component in range(live):
             layers: dict[str, dict] = {layer: {} for layer in step.grads}
-            for (layer, kind), found in call.state.eligibility["cell"].items():
+            for (layer, kind), found in call.state.eligibility.items():
                 assert found.shape[1] == live
                 layers[layer][kind] = np.asarray(found[:, component])
             assert_close(rows_of(layers), step.traces[component])

@@ -56,7 +56,7 @@ def joined(influence: dict[tuple[str, ...], jax.Array]) -> np.ndarray:
 
 def eligibility_of(state: tuple) -> np.ndarray:
     """(5, 9), of one example and one state component a unit."""
-    return joined(state.eligibility["cells_0"])[0, 0]
+    return joined({path[1:]: block for path, block in state.eligibility.items()})[0, 0]
 
 
 def influence_of(state: tuple) -> np.ndarray:

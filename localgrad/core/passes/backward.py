@@ -1,23 +1,25 @@
 """The backward pass of a cell over a window, with any number of credit rows.
 
-First the credit of each step's new carry is found, backward in time: through every synapse
-(`sweep`), or through the unit dynamics alone (`sweep_units`). What that credit means within each
-step (`assign`) needs no order in time, so it is computed for all W steps at once.
+First the credit of each step's new carry is found, backward in time: through the whole step
+(`sweep`), or for each unit by itself (`sweep_units`). What that credit means within each step, for
+drives and inputs (`assign`) and for parameters that no synapse owns (`unowned_...`), needs no order
+in time, so it is computed for all W steps at once.
 Letters: B batch, W steps of the window, K credit rows, N units, S live carry leaves, D drive width.
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from localgrad.core.forward import EXACT, Entries, Tape, drive_inputs, replay
-from localgrad.core.params import Leaves
+from localgrad.core.model.synapses import INPUT, Anatomy
+from localgrad.core.params import Leaves, Path
+from localgrad.core.passes.forward import WHOLE, Method, Tape, drive_inputs, replay
 from localgrad.core.steps import forget, length, merge_steps, padded, response, split_steps
-from localgrad.core.synapses import INPUT, Anatomy
 
 
 class Credit(NamedTuple):
@@ -25,16 +27,10 @@ class Credit(NamedTuple):
 
     Attributes:
         posts: credit of each drive, [W, K, B, D].
-        others: credit of the parameters that no synapse owns, summed over steps: [...] (summed over
-            rows and examples; with `per_unit` of row 0 alone) or [K, B, ...] (`per_example`).
-        units: with `per_unit`, what the rows after row 0 mean for each unit of such a parameter
-            that reaches the new carry, [K - 1, B, N]; else nothing.
         direct: credit of x by ways that pass no input synapse, leaves [W, K, B, ...], or None.
     """
 
     posts: list[jax.Array]
-    others: Leaves
-    units: Leaves
     direct: Any
 
 
@@ -47,8 +43,9 @@ def sweep(
     *,
     slots: jax.Array | None = None,
     sum_rows: bool = False,
+    method: Method = WHOLE,
 ) -> tuple[Any, Any]:
-    """Sends K rows of credit backward through a window, through every synapse.
+    """Sends K rows of credit backward through a window.
 
     Args:
         cell: its anatomy.
@@ -58,6 +55,7 @@ def sweep(
         q_end: credit of the carry that leaves the window, leaves [K, B, ...].
         slots: [W], the row whose credit expires on reaching each step, or None.
         sum_rows: sum the credit that is kept over the rows.
+        method: how credit passes the recurrent synapses.
 
     Returns:
         Credit of the carry that leaves each step, leaves [W, K, B, ...] (or [W, 1, B, ...]), and of
@@ -70,7 +68,7 @@ def sweep(
         if slot is not None:
             q = forget(q, jnp.arange(k) == slot)
         left = jax.tree.map(lambda a: a.sum(0, keepdims=True), q) if sum_rows else q
-        _, pull = jax.vjp(lambda c: replay(cell, params, EXACT, {}, c, x, drives), carry)
+        _, pull = jax.vjp(lambda c: replay(cell, params, method, c, x, drives), carry)
         (q,) = jax.vmap(pull)((q, jax.tree.map(lambda a: padded(a, k), q_y)))
         if reset is not None:
             q = forget(q, jnp.broadcast_to(reset, (k, *reset.shape)))
@@ -88,8 +86,7 @@ def sweep_units(
     q_ys: Any,
     live: list[int],
     probes: int,
-    cut: str,
-    entries: Entries,
+    method: Method,
 ) -> tuple[Any, list[jax.Array]]:
     """Sends credit backward through the unit dynamics alone: a linear recursion for each unit.
 
@@ -103,8 +100,7 @@ def sweep_units(
         q_ys: credit of the outputs, leaves [W, B, ...].
         live: the S carry leaves through which a unit remembers.
         probes: S, or 0 for the loss alone.
-        cut: `CUT` or `DIAGONAL`.
-        entries: for `DIAGONAL`, where the units lie in pre.
+        method: how credit passes the recurrent synapses, cut or along the diagonal.
 
     Returns:
         Credit of the carry that leaves each step, leaves [W, K, B, N], and of the live leaves that
@@ -119,7 +115,7 @@ def sweep_units(
         for k, leaf in zip(live, alive, strict=True):
             full[k] = leaf
         whole = jax.tree.unflatten(treedef, full)
-        new, y = replay(cell, params, cut, entries, whole, x, drives)
+        new, y = replay(cell, params, method, whole, x, drives)
         return [jax.tree.leaves(new)[k] for k in live], y
 
     (out, y), pull = jax.vjp(step, *(leaves[k] for k in live))
@@ -157,17 +153,41 @@ def sweep_units(
     return jax.tree.unflatten(treedef, every), list(q_start)
 
 
-def assign(
-    cell: Anatomy,
-    params: Leaves,
-    tape: Tape,
-    q_ys: Any,
-    left: Any = None,
-    *,
-    per_example: bool = False,
-    per_unit: bool = False,
-) -> Credit:
-    """What the credit of each step's outputs and new carry means within that step, all W at once.
+class _Within(NamedTuple):
+    """All steps of a window, side by side and each for itself.
+
+    Attributes:
+        step: `(drives, x's direct way, unowned parameters) -> (new carry, y)`, or y alone where the
+            new carry has no credit.
+        drives: leaves [W B, D].
+        x_path: leaves [W B, ...], or None if x earns no credit there.
+        credit: of what `step` gives, leaves [K, W B, ...].
+    """
+
+    step: Callable[[Any, Any, Leaves], Any]
+    drives: list[jax.Array]
+    x_path: Any
+    credit: Any
+
+
+def _within(cell: Anatomy, params: Leaves, tape: Tape, q_ys: Any, left: Any) -> _Within:
+    count = length(jax.tree.leaves(q_ys)[0][0] if left is None else jax.tree.leaves(left)[0][0])
+    q_ys = jax.tree.map(lambda q: padded(jnp.moveaxis(q, 1, 0), count), q_ys)
+    credit = q_ys if left is None else (jax.tree.map(lambda q: jnp.moveaxis(q, 1, 0), left), q_ys)
+    credit = jax.tree.map(lambda q: q.reshape(count, -1, *q.shape[3:]), credit)
+    carry, x, drives = merge_steps((tape.carries, tape.xs, tape.drives))
+    wants_x = _wants_x(cell, tape.xs)
+
+    def step(drives: list, x_path: Any, unowned: Leaves) -> Any:
+        seen = x_path if wants_x else x
+        new, y = replay(cell, params | unowned, WHOLE, carry, seen, drives)
+        return y if left is None else (new, y)
+
+    return _Within(step, drives, x if wants_x else None, credit)
+
+
+def assign(cell: Anatomy, params: Leaves, tape: Tape, q_ys: Any, left: Any = None) -> Credit:
+    """What the credit of each step's outputs and new carry means for that step's drives and x.
 
     Args:
         cell: its anatomy.
@@ -175,73 +195,73 @@ def assign(
         tape: of the forward pass.
         q_ys: credit of the outputs, leaves [W, K', B, ...]; rows from K' on have none.
         left: credit of the carry that leaves each step, leaves [W, K, B, ...], or None for none.
-        per_example: keep the credit of other parameters per row and example.
-        per_unit: of the rows after row 0, keep it per row, example and unit.
 
     Returns:
-        The credit of drives, other parameters and x.
+        The credit of drives and of x.
     """
-    others = {path: params[path] for path in cell.others}
-    wants_x = _wants_x(cell, tape.xs)
-    count = length(jax.tree.leaves(q_ys)[0][0] if left is None else jax.tree.leaves(left)[0][0])
-    q_ys = jax.tree.map(lambda q: padded(jnp.moveaxis(q, 1, 0), count), q_ys)
-    credit = q_ys if left is None else (jax.tree.map(lambda q: jnp.moveaxis(q, 1, 0), left), q_ys)
-    credit = jax.tree.map(lambda q: q.reshape(count, -1, *q.shape[3:]), credit)
-    carry, x, drives = merge_steps((tape.carries, tape.xs, tape.drives))
-
-    def step(carry: Any, x: Any, drives: list, x_path: Any, others: Leaves) -> Any:
-        seen = x_path if wants_x else x
-        new, y = replay(cell, params | others, EXACT, {}, carry, seen, drives)
-        if left is None:
-            return y
-        return jax.tree.map(lambda a, b: a.astype(b.dtype), new, carry), y
-
-    x_path = x if wants_x else None
-    _, pull = jax.vjp(lambda d, p, o: step(carry, x, d, p, o), drives, x_path, others)
-    posts, direct, q_others = jax.vmap(pull)(credit)
-    steps = length(tape.ys)
-    units: Leaves = {}
-    if per_unit:
-        at = (carry, x, drives, x_path)
-        reach = {path: params[path] for path in cell.others_reach}
-        after = jax.tree.map(lambda q: q[1:], credit[0])
-        if count > 1:
-            units = _per_unit(lambda o: step(*at, others | o)[0], reach, after, steps)
-        q_others = jax.tree.map(lambda q: q[0], q_others)
-    elif per_example and others:
-        q_others = _per_example(step, (carry, x, drives, x_path), others, credit, steps)
-    else:
-        q_others = jax.tree.map(lambda q: q.sum(0), q_others)
+    at, steps = _within(cell, params, tape, q_ys, left), length(tape.ys)
+    _, pull = jax.vjp(lambda d, p: at.step(d, p, {}), at.drives, at.x_path)
     posts, direct = jax.tree.map(
-        lambda q: jnp.moveaxis(q.reshape(count, steps, -1, *q.shape[2:]), 0, 1), (posts, direct)
+        lambda q: jnp.moveaxis(q.reshape(len(q), steps, -1, *q.shape[2:]), 0, 1),
+        jax.vmap(pull)(at.credit),
     )
-    return Credit(posts, q_others, units, direct)
+    return Credit(posts, direct)
 
 
-def _per_example(step: Any, at: tuple, others: Leaves, credit: Any, steps: int) -> Leaves:
-    """Credit of the other parameters for each row and example, [K, B, ...]."""
+def unowned_whole(cell: Anatomy, params: Leaves, tape: Tape, q_ys: Any, left: Any = None) -> Leaves:
+    """What credit means for the parameters that no synapse owns, summed over all: leaves [...].
 
-    def one(at: tuple, credit: Any) -> Leaves:
-        return jax.vjp(lambda o: step(*at, o), others)[1](credit)[0]
+    Arguments as of `assign`.
+    """
+    if not cell.unowned:
+        return {}
+    at = _within(cell, params, tape, q_ys, left)
+    unowned = {path: params[path] for path in cell.unowned}
+    _, pull = jax.vjp(lambda u: at.step(at.drives, at.x_path, u), unowned)
+    return jax.tree.map(lambda q: q.sum(0), jax.vmap(pull)(at.credit)[0])
 
-    by_example = jax.vmap(one, in_axes=1)
-    at = split_steps(at, steps)
-    credit = jax.tree.map(lambda q: q.reshape(len(q), steps, -1, *q.shape[2:]), credit)
-    return jax.vmap(by_example, in_axes=(None, 0))(at, credit)
+
+def unowned_by_example(cell: Anatomy, params: Leaves, tape: Tape, q_ys: Any, left: Any) -> Leaves:
+    """The same for each row and example, leaves [K, B, ...]."""
+    if not cell.unowned:
+        return {}
+    unowned = {path: params[path] for path in cell.unowned}
+
+    def one(tape: Tape, q_ys: Any, left: Any) -> Leaves:
+        at = _within(cell, params, tape, q_ys, left)
+        _, pull = jax.vjp(lambda u: at.step(at.drives, at.x_path, u), unowned)
+        return jax.vmap(pull)(at.credit)[0]
+
+    # Each example as a batch of one.
+    apart = jax.tree.map(lambda a: jnp.expand_dims(a, 2), tape)
+    q_ys, left = jax.tree.map(lambda a: jnp.expand_dims(a, 3), (q_ys, left))
+    return jax.vmap(one, in_axes=(1, 2, 2), out_axes=1)(apart, q_ys, left)
 
 
-def _per_unit(step: Any, others: Leaves, credit: Any, steps: int) -> Leaves:
-    """What credit of the new carry means for each unit of unit parameters, [K, B, N].
+def unowned_by_unit(cell: Anatomy, params: Leaves, tape: Tape, left: Any) -> Leaves:
+    """What credit of the new carry means for each unit of unit parameters, leaves [K, B, N].
 
     A unit parameter touches its own unit only, so one tangent of ones shows every unit's response.
+
+    Args:
+        cell: its anatomy.
+        params: its parameters.
+        tape: of the forward pass.
+        left: credit of the carry that leaves each step, leaves [W, K, B, N].
+
+    Returns:
+        By path, for the parameters that reach the new carry.
     """
-    found = {}
-    for path, leaf in others.items():
-        felt = response(lambda v, path=path: step(others | {path: v}), leaf, jnp.ones_like(leaf))
-        every = jax.tree.leaves(jax.tree.map(lambda q, r: q * r[None], credit, felt))
-        total = functools.reduce(jnp.add, every)
-        found[path] = total.reshape(total.shape[0], steps, -1, total.shape[-1]).sum(1)
-    return found
+    carry, x, drives = merge_steps((tape.carries, tape.xs, tape.drives))
+    credit = jax.tree.map(lambda q: jnp.moveaxis(q, 1, 0), left)
+
+    def per_unit(path: Path, leaf: jax.Array) -> jax.Array:
+        step = lambda v: replay(cell, params | {path: v}, WHOLE, carry, x, drives)[0]  # noqa: E731
+        felt = split_steps(response(step, leaf, jnp.ones_like(leaf)), length(tape.ys))
+        every = jax.tree.leaves(jax.tree.map(lambda q, r: (q * r[None]).sum(1), credit, felt))
+        return functools.reduce(jnp.add, every)
+
+    return {path: per_unit(path, params[path]) for path in cell.unowned_reach}
 
 
 def input_credit(cell: Anatomy, params: Leaves, tape: Tape, credit: Credit) -> Any:

@@ -7,19 +7,43 @@ at all. Letters: B batch, W steps of the window, N units, D width of a drive.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from localgrad.core.model.synapses import (
+    INPUT,
+    OUTPUT,
+    RECURRENT,
+    Anatomy,
+    Layer,
+    record,
+    respond_to,
+)
 from localgrad.core.params import Leaves, under
 from localgrad.core.steps import length, merge_steps, select, split_steps
-from localgrad.core.synapses import INPUT, OUTPUT, RECURRENT, Anatomy, Layer, record, respond_to
 
 EXACT, CUT, DIAGONAL = "exact", "cut", "diagonal"
 
 Entries = dict[int, tuple[int, int]]
 """By call number of a recurrent synapse: the entry of pre that is unit 0, and N."""
+
+
+class Method(NamedTuple):
+    """How credit passes the recurrent synapses of a cell.
+
+    Attributes:
+        cut: `EXACT` lets all of it pass, `CUT` none, `DIAGONAL` what each unit sends to itself.
+        entries: for `DIAGONAL`, where the units lie in pre.
+    """
+
+    cut: str
+    entries: Entries
+
+
+WHOLE = Method(EXACT, {})
 
 
 class Tape(NamedTuple):
@@ -28,7 +52,7 @@ class Tape(NamedTuple):
     Attributes:
         carries: the carry that entered each step, after any reset: leaves [W, B, N].
         xs: the inputs, leaves [W, B, ...].
-        drives: the drive of each synapse call, [W, B, D].
+        drives: the drive of each synapse call, nudges included, [W, B, D].
         ys: the outputs, leaves [W, B, ...].
         reset: [W, B] bool, or None.
     """
@@ -40,8 +64,28 @@ class Tape(NamedTuple):
     reset: jax.Array | None
 
 
+class Settle(NamedTuple):
+    """What happens to a carry between two steps, once more is known than the inputs.
+
+    Attributes:
+        by: `(the carry that leaves a step, what is seen then) -> the carry that goes on`.
+        seen: leaves [W, B, ...], such as the targets.
+    """
+
+    by: Callable[[Any, Any], Any]
+    seen: Any
+
+
 def forward(
-    cell: Anatomy, params: Leaves, carry: Any, xs: Any, reset: jax.Array | None, initial: Any
+    cell: Anatomy,
+    params: Leaves,
+    carry: Any,
+    xs: Any,
+    reset: jax.Array | None,
+    initial: Any,
+    *,
+    nudges: Mapping[int, jax.Array] | None = None,
+    settle: Settle | None = None,
 ) -> tuple[Any, Tape]:
     """Runs a cell over a window.
 
@@ -52,16 +96,19 @@ def forward(
         xs: inputs, leaves [W, B, ...].
         reset: [W, B] bool, forget the carry before this step; or None.
         initial: the carry to start from after a reset, leaves [B, N].
+        nudges: what to add to drives, by number of the synapse call, [W, B, D]; or None.
+        settle: what happens to the carry after each step; or None.
 
     Returns:
-        The carry that leaves the window, and the tape.
+        The carry that leaves the window, and the tape, whose drives hold the nudges.
     """
-    steps = length(xs)
+    steps, nudges = length(xs), dict(nudges or {})
     given = split_steps(drive_inputs(cell, params, merge_steps(xs)), steps)
+    given = {i: _nudged(drive, nudges.pop(i, None)) for i, drive in given.items()}
     initial = jax.tree.map(lambda a, b: a.astype(b.dtype), initial, carry)
 
     def step(carry: Any, now: tuple) -> tuple[Any, tuple]:
-        x, reset_t, given_t = now
+        x, reset_t, given_t, nudges_t, seen_t = now
         if reset is not None:
             carry = select(reset_t, initial, carry)
         own = {}
@@ -69,16 +116,23 @@ def forward(
         def respond(i: int, layer: Layer, pre: Any) -> jax.Array:
             if cell.sites[i].role == INPUT:
                 return given_t[i]
-            own[i] = layer.apply(under(params, layer.path), pre)
+            own[i] = _nudged(layer.apply(under(params, layer.path), pre), nudges_t.get(i))
             return own[i]
 
         new, y = respond_to(cell.module, params, carry, x, respond)
+        if settle is not None:
+            new = settle.by(new, seen_t)
         new = jax.tree.map(lambda a, b: a.astype(b.dtype), new, carry)
         return new, (carry, y, own)
 
-    last, (carries, ys, own) = jax.lax.scan(step, carry, (xs, reset, given))
+    along = (xs, reset, given, nudges, None if settle is None else settle.seen)
+    last, (carries, ys, own) = jax.lax.scan(step, carry, along)
     drives = [given[i] if i in given else own[i] for i in range(len(cell.sites))]
     return last, Tape(carries, xs, drives, ys, reset)
+
+
+def _nudged(drive: jax.Array, nudge: jax.Array | None) -> jax.Array:
+    return drive if nudge is None else drive + nudge.astype(drive.dtype)
 
 
 def drive_inputs(cell: Anatomy, params: Leaves, x: Any) -> dict[int, jax.Array]:
@@ -105,10 +159,10 @@ graft.defvjp(lambda value, path: (value, None), lambda _, credit: (credit, credi
 
 
 def replay(
-    cell: Anatomy, params: Leaves, cut: str, entries: Entries, carry: Any, x: Any, drives: list
+    cell: Anatomy, params: Leaves, method: Method, carry: Any, x: Any, drives: list
 ) -> tuple[Any, Any]:
-    """One step from its saved drives; recurrent synapses pass credit as `cut` says."""
-    frozen: list[Any] = []
+    """One step from its saved drives; recurrent synapses pass credit as `method` says."""
+    cut, frozen = method.cut, []
     if cut != EXACT and any(s.role == RECURRENT and s.reads_x for s in cell.sites):
         frozen = record(cell.module, params, jax.lax.stop_gradient(carry), x, drives)[2]
 
@@ -122,7 +176,7 @@ def replay(
         if site.reads_x:
             drive = graft(drive, layer.apply(own, frozen[i]))
         if cut == DIAGONAL:
-            weight = _own_weight(own[("kernel",)], *entries[i], pre)
+            weight = _own_weight(own[("kernel",)], *method.entries[i], pre)
             drive = graft(drive, weight.astype(drive.dtype))
         return drive
 

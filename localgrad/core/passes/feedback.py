@@ -9,13 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from localgrad.core.stack import Stack
+from localgrad.core.contract.noise import require_key
+from localgrad.core.model.stack import Stack
 
 Feedback = str | Any
 
 
-def check_feedback(rule: str, feedback: Feedback, key: jax.Array | None) -> None:
-    """Checks a factory's `feedback` and `key` as far as they can be without a model."""
+def require_feedback(rule: str, feedback: Feedback, key: jax.Array | None) -> None:
+    """Raises for a `feedback` or a `key` that no model can make good."""
     if isinstance(feedback, str):
         if feedback not in ("symmetric", "random"):
             raise ValueError(
@@ -26,16 +27,8 @@ def check_feedback(rule: str, feedback: Feedback, key: jax.Array | None) -> None
             raise ValueError(
                 f'{rule}(feedback="random") draws its weights: pass key=jax.random.key(seed).'
             )
-    if key is not None and not (
-        isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
-    ):
-        raise ValueError(
-            f"key must be a typed PRNG key: pass jax.random.key(seed); got {_describe(key)}."
-        )
-
-
-def _describe(value: Any) -> str:
-    return f"{type(value).__name__} of dtype {getattr(value, 'dtype', None)}"
+    if key is not None:
+        require_key(key)
 
 
 def make_feedback(
@@ -74,7 +67,7 @@ def make_feedback(
         for name, carry in zip(names, stack.initial, strict=True)
     }
     if isinstance(feedback, str):
-        assert key is not None  # check_feedback saw to it
+        assert key is not None  # require_feedback saw to it
         keys = jax.random.split(key, len(names))
         dtype = jnp.promote_types(outputs[0].dtype, jnp.float32)
         return {

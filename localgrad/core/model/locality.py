@@ -15,11 +15,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from localgrad.core.modules import Module
+from localgrad.core.model.modules import Module
+from localgrad.core.model.synapses import (
+    CHAINED,
+    OUTPUT,
+    RECURRENT,
+    Anatomy,
+    dissect,
+    record,
+    respond_to,
+)
+from localgrad.core.model.trial import POINTS, Draws, apart, memoised
 from localgrad.core.params import Leaves, Path, under
 from localgrad.core.steps import response
-from localgrad.core.synapses import CHAINED, OUTPUT, RECURRENT, Anatomy, dissect, record, respond_to
-from localgrad.core.trial import POINTS, Draws, apart, memoised
 
 
 class Findings(NamedTuple):
@@ -64,7 +72,7 @@ def _trial(module: Module, params: Leaves, carry: Any, x: Any) -> Findings:
     draw = Draws()
     cell = dissect(module, params, carry, x)
     drives = [draw.values(site.drive.shape, site.drive.dtype) for site in cell.sites]
-    others = {path: params[path] for path in cell.others}
+    others = {path: params[path] for path in cell.unowned}
 
     def plain_step(i: int, layer: Any, pre: Any) -> jax.Array:
         del i
@@ -206,7 +214,7 @@ def require_local(
                 f"{where}: {label} reaches other units than its own (effect {leak:.2g}), as under "
                 f"a normalisation over units. {way_out}"
             )
-    for path in cell.others_reach:
+    for path in cell.unowned_reach:
         if found.others.get(path, 0.0) > 0 or not _is_unit(params[path], units):
             raise ValueError(
                 f"{where}: parameter {'/'.join(path)} of shape {params[path].shape} belongs to no "

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend import core as jex
 
-from localgrad.core.modules import Layer, Module, impure
+from localgrad.core.model.modules import Layer, Module, impure
 from localgrad.core.params import Leaves, Path, under
 
 INPUT, RECURRENT, OUTPUT, CHAINED = "input", "recurrent", "output", "chained"
@@ -45,20 +45,20 @@ class Anatomy(NamedTuple):
     Attributes:
         module: the cell.
         sites: its synapse calls, in the order in which the cell makes them.
-        others: paths of the parameters that no synapse owns.
+        unowned: paths of the parameters that no synapse owns.
         reads_x: whether x reaches the new carry or y by a way that passes no synapse.
         drives_reach: for each site, whether its drive reaches the new carry.
-        others_reach: the `others` that reach the new carry, also by way of a synapse.
+        unowned_reach: the unowned parameters that reach the new carry, also by way of a synapse.
         live: for each carry leaf, whether the step still depends on it once the drives are given
             that reach the new carry.
     """
 
     module: Module
     sites: tuple[Site, ...]
-    others: tuple[Path, ...]
+    unowned: tuple[Path, ...]
     reads_x: bool
     drives_reach: tuple[bool, ...]
-    others_reach: frozenset[Path]
+    unowned_reach: frozenset[Path]
     live: tuple[bool, ...]
 
 
@@ -118,8 +118,8 @@ def dissect(module: Module, params: Leaves, carry: Any, x: Any) -> Anatomy:
             *(pre for pre, number in zip(to_pre, drives_in, strict=True) if number in reach), set()
         )
     owned = {path for layer in layers for path in _owned(params, layer)}
-    others = tuple(path for path in params if path not in owned)
-    tuned = {params_in[path] for path in others}
+    unowned = tuple(path for path in params if path not in owned)
+    tuned = {params_in[path] for path in unowned}
     seen = set().union(*to_carry, *to_y, *to_pre)
     _require_own_calls(module, [path for path in sorted(owned) if params_in[path] in seen])
 
@@ -137,16 +137,16 @@ def dissect(module: Module, params: Leaves, carry: Any, x: Any) -> Anatomy:
             role = CHAINED
         else:
             role = RECURRENT if pre & {*carry_in, *tuned} else INPUT
-        found = {path for path in others if params_in[path] in pre}
+        found = {path for path in unowned if params_in[path] in pre}
         sites.append(Site(layer, role, drive, bool(pre & set(x_in)), frozenset(found)))
     direct = set().union(*to_carry, *to_y)
     return Anatomy(
         module=module,
         sites=tuple(sites),
-        others=others,
+        unowned=unowned,
         reads_x=bool(direct & set(x_in)),
         drives_reach=tuple(number in reach for number in drives_in),
-        others_reach=frozenset(path for path in others if params_in[path] in reach),
+        unowned_reach=frozenset(path for path in unowned if params_in[path] in reach),
         live=tuple(number in credited for number in carry_in),
     )
 
@@ -159,45 +159,6 @@ def _require_own_calls(module: Module, paths: list[Path]) -> None:
             "with Embed.attend, tied weights, or a kernel that is read directly. Use another "
             "layer, or a parameter of the cell (self.param) without a layer."
         )
-
-
-class _Found(Exception):
-    """Carries the input's shape out of a half-run step."""
-
-
-def infer_input(module: Module, params: Leaves, batch: int, is_cell: bool) -> Any:
-    """One step's input of `batch` examples, as far as a layer that takes x itself tells it.
-
-    Args:
-        module: a cell, or a memoryless module called on x alone.
-        params: its parameters; shapes suffice.
-        batch: B.
-        is_cell: whether it takes a carry before x.
-
-    Returns:
-        A `ShapeDtypeStruct`, or None if no Dense or Embed layer of the module takes x as it is.
-    """
-    dtype = jnp.result_type(jnp.float32, *params.values())
-
-    def step(x: Any) -> Any:
-        def tap(layer: Layer, pre: Any) -> Any:
-            own = under(params, layer.path)
-            if pre is x and layer.kind in ("Dense", "Linear"):
-                raise _Found(jax.ShapeDtypeStruct((batch, own[("kernel",)].shape[0]), dtype))
-            if pre is x and layer.kind == "Embed":
-                raise _Found(jax.ShapeDtypeStruct((batch,), jnp.int32))
-            return jnp.zeros((*pre.shape[:-1], jax.tree.leaves(own)[0].shape[-1]), dtype)
-
-        carry = [module.initialize_carry(x.shape)] if is_cell else []
-        return module.tapped(params, tap, *carry, x)
-
-    try:
-        jax.eval_shape(step, jax.ShapeDtypeStruct((batch, 1), dtype))
-    except _Found as found:
-        return found.args[0]
-    except Exception:  # whatever a made-up input breaks, only an example can tell the shape
-        return None
-    return None
 
 
 def _owned(params: Leaves, layer: Layer) -> list[Path]:

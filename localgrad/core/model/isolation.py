@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from localgrad.core.modules import Module
+from localgrad.core.model.modules import Module
+from localgrad.core.model.trial import Draws, apart, memoised
 from localgrad.core.params import Leaves
-from localgrad.core.trial import Draws, apart, memoised
 
 ROWS = 3
 

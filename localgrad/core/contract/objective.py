@@ -23,8 +23,8 @@ class Objective(NamedTuple):
     loss: Callable[[Any, Any], jax.Array]
     scale: jax.Array
 
-    def credit(self, outputs: Any, targets: Any, weight: jax.Array | None) -> tuple[jax.Array, Any]:
-        """The weighted sum of a window's losses, and the scaled credit of its outputs.
+    def values(self, outputs: Any, targets: Any, weight: jax.Array | None) -> jax.Array:
+        """The weighted loss of each step and example, [W, B], at least float32.
 
         Args:
             outputs: leaves [W, B, ...].
@@ -32,25 +32,48 @@ class Objective(NamedTuple):
             weight: [W, B], or None for ones.
 
         Returns:
-            The sum of weight x loss, and dL/d(outputs), leaves [W, B, ...].
+            The values; nothing is differentiated.
+        """
+        steps, batch = jax.tree.leaves(outputs)[0].shape[:2]
+        flat = self._each(merge_steps(outputs), merge_steps(targets), steps * batch)
+        return _weighted(flat, _counts(weight, flat)).reshape(steps, batch)
+
+    def credit(self, outputs: Any, targets: Any, weight: jax.Array | None) -> tuple[jax.Array, Any]:
+        """The weighted losses, and the scaled credit of a window's outputs.
+
+        Args:
+            outputs: leaves [W, B, ...].
+            targets: leaves [W, B, ...].
+            weight: [W, B], or None for ones.
+
+        Returns:
+            The values [W, B] as of `values`, and dL/d(outputs), leaves [W, B, ...].
         """
         steps, batch = jax.tree.leaves(outputs)[0].shape[:2]
         flat_targets = merge_steps(targets)
-
-        def losses(flat: Any) -> jax.Array:
-            found = _losses(self.loss, flat, flat_targets, steps * batch)
-            return found.reshape(steps * batch, -1).mean(1)
-
-        values, pull = jax.vjp(losses, merge_steps(outputs))
-        dtype = jnp.promote_types(values.dtype, jnp.float32)
-        counts = jnp.ones((steps * batch,), dtype)
-        if weight is not None:
-            counts = weight.reshape(-1).astype(dtype)
-        (q,) = pull((counts * self.scale).astype(values.dtype))
+        flat, pull = jax.vjp(
+            lambda flat: self._each(flat, flat_targets, steps * batch), merge_steps(outputs)
+        )
+        counts = _counts(weight, flat)
+        (q,) = pull((counts * self.scale).astype(flat.dtype))
         if weight is not None:
             q = jax.tree.map(lambda a: _kept(counts, a), q)
-        total = jnp.sum(_kept(counts, values.astype(dtype) * counts))
-        return total.astype(self.scale.dtype), split_steps(q, steps)
+        return _weighted(flat, counts).reshape(steps, batch), split_steps(q, steps)
+
+    def _each(self, outputs: Any, targets: Any, rows: int) -> jax.Array:
+        """The loss of each row, [rows]."""
+        return _losses(self.loss, outputs, targets, rows).reshape(rows, -1).mean(1)
+
+
+def _counts(weight: jax.Array | None, values: jax.Array) -> jax.Array:
+    """How much each row counts, [rows], at least float32."""
+    dtype = jnp.promote_types(values.dtype, jnp.float32)
+    return jnp.ones(values.shape, dtype) if weight is None else weight.reshape(-1).astype(dtype)
+
+
+def _weighted(values: jax.Array, counts: jax.Array) -> jax.Array:
+    """Values by their weight, 0 where that is 0, whatever the value."""
+    return _kept(counts, values.astype(counts.dtype) * counts)
 
 
 def _losses(loss: Callable[[Any, Any], jax.Array], outputs: Any, targets: Any, rows: int) -> Any:

@@ -1,22 +1,18 @@
-"""A model as encoder, cells and readout, and one pass through all of them."""
+"""A model taken apart: encoder, cells and readout."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from localgrad.core.forward import Tape, forward
-from localgrad.core.isolation import require_apart
-from localgrad.core.modules import LinenModule, Module, NNXModule, as_module, impure
-from localgrad.core.network import Network
-from localgrad.core.params import Leaves, Path, placed, under
-from localgrad.core.steps import length, merge_steps, split_steps
-from localgrad.core.synapses import Anatomy, dissect, infer_input
+from localgrad.core.model.isolation import require_apart
+from localgrad.core.model.modules import LinenModule, Module, NNXModule, as_module, impure
+from localgrad.core.model.network import Network
+from localgrad.core.model.synapses import Anatomy, dissect
+from localgrad.core.params import Leaves, Path, under
 
 
 class Stack(NamedTuple):
@@ -68,7 +64,7 @@ def parts(model: Any) -> tuple[Module | None, list[Module], list[Path], Module |
     return _free(model.encoder), cells, names, _free(model.readout)
 
 
-def _require_fit(model: Any, params: Leaves) -> None:
+def require_fit(model: Any, params: Leaves) -> None:
     """Raises unless the parameters are those of the model, as far as their paths tell."""
     encoder, cells, prefixes, readout = parts(model)
     tops = {path[0] for path in params}
@@ -105,7 +101,7 @@ def assemble(model: Any, params: Leaves, x: Any) -> Stack:
         The stack.
     """
     encoder, cells, prefixes, readout = parts(model)
-    _require_fit(model, params)
+    require_fit(model, params)
     z = x if encoder is None else _emits("encoder", encoder, under(params, ("encoder",)), x)
     anatomies, initial, fed = [], [], []
     keys = jax.random.split(jax.random.key(0), len(cells))  # as Network.initialize_carry does
@@ -126,17 +122,6 @@ def assemble(model: Any, params: Leaves, x: Any) -> Stack:
         tuple(fed),
         outputs,
     )
-
-
-def infer_example(model: Any, params: Leaves, batch: int) -> Any:
-    """One step's input of `batch` examples as the model's first layer tells it, or None."""
-    encoder, cells, prefixes, _ = parts(model)
-    _require_fit(model, params)
-    if isinstance(model, nn.RNNCellBase) and model.num_feature_axes > 1:
-        return None
-    if encoder is not None:
-        return infer_input(encoder, under(params, ("encoder",)), batch, is_cell=False)
-    return infer_input(cells[0], under(params, prefixes[0]), batch, is_cell=True)
 
 
 def _ends(encoder: Any, readout: Any) -> list[tuple[str, Any]]:
@@ -222,87 +207,3 @@ def _require_rank(cell: Module, x: Any) -> None:
             f"shape {shape}. Check the axes of batch.inputs [B, T, ...], of example (one step "
             "without the batch axis), and of what an encoder makes of them."
         )
-
-
-class Pass(NamedTuple):
-    """One forward pass over a window.
-
-    Attributes:
-        carries: each cell's carry after the window.
-        tapes: each cell's tape.
-        outputs: the model's outputs, leaves [W, B, ...].
-        encode: credit of the first cell's input [W, B, ...] -> the encoder's gradient.
-        read: credit of the outputs -> (the readout's gradient, credit of the last cell's output).
-    """
-
-    carries: tuple[Any, ...]
-    tapes: list[Tape]
-    outputs: Any
-    encode: Callable[[Any], Leaves]
-    read: Callable[[Any], tuple[Leaves, Any]]
-
-
-def run(stack: Stack, params: Leaves, carries: Any, xs: Any, reset: jax.Array | None) -> Pass:
-    """Runs a model over a window.
-
-    Args:
-        stack: the model, taken apart.
-        params: its parameters.
-        carries: each cell's carry before the window, leaves [B, N].
-        xs: inputs, leaves [W, B, ...].
-        reset: [W, B] bool, or None.
-
-    Returns:
-        The pass, with what the backward pass needs.
-    """
-    steps = length(xs)
-    zs, encode = _memoryless(stack.encoder, under(params, ("encoder",)), xs, steps)
-    last, tapes = [], []
-    for cell, prefix, carry, initial in zip(
-        stack.cells, stack.prefixes, carries, stack.initial, strict=True
-    ):
-        carry, tape = forward(cell, under(params, prefix), carry, zs, reset, initial)
-        last.append(carry)
-        tapes.append(tape)
-        zs = tape.ys
-    outputs, read = _memoryless(stack.readout, under(params, ("readout",)), zs, steps)
-    return Pass(
-        tuple(last),
-        tapes,
-        outputs,
-        lambda q: placed(encode(q)[0], ("encoder",)),
-        lambda q: (placed((found := read(q))[0], ("readout",)), found[1]),
-    )
-
-
-def _memoryless(module: Module | None, params: Leaves, xs: Any, steps: int) -> tuple[Any, Any]:
-    """A module without memory on all steps at once, and its VJP for parameters and input."""
-    if module is None:
-        return xs, lambda q: ({}, q)
-    flat = merge_steps(xs)
-    if all(jnp.issubdtype(a.dtype, jnp.inexact) for a in jax.tree.leaves(flat)):
-        ys, pull = jax.vjp(module.apply, params, flat)
-        return split_steps(ys, steps), lambda q: _split_second(pull(merge_steps(q)), steps)
-    ys, pull = jax.vjp(lambda p: module.apply(p, flat), params)
-    return split_steps(ys, steps), lambda q: (*pull(merge_steps(q)), None)
-
-
-def encoded_each(encoder: Module, params: Leaves, x: Any, q: Any) -> Leaves:
-    """The encoder's gradient of one example for each row.
-
-    Args:
-        encoder: the memoryless module below the cells.
-        params: the model's parameters.
-        x: inputs of one example, leaves [W, ...].
-        q: credit of the encoder's outputs, leaves [K, W, ...].
-
-    Returns:
-        Leaves [K, ...].
-    """
-    own = under(params, ("encoder",))
-    _, pull = jax.vjp(lambda p: encoder.apply(p, x), own)
-    return placed(jax.vmap(lambda q: pull(q)[0])(q), ("encoder",))
-
-
-def _split_second(pair: tuple[Any, Any], steps: int) -> tuple[Any, Any]:
-    return pair[0], split_steps(pair[1], steps)

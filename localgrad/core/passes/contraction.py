@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import jax
 
-from localgrad.core.forward import Tape
+from localgrad.core.model.synapses import Anatomy, record
 from localgrad.core.params import Leaves, accumulator, placed, under
+from localgrad.core.passes.forward import Tape
 from localgrad.core.steps import length, merge_steps, split_steps
-from localgrad.core.synapses import Anatomy, record
 
 
 def pres(cell: Anatomy, params: Leaves, tape: Tape) -> list[jax.Array]:

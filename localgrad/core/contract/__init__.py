@@ -1,0 +1,1 @@
+"""The contract: batches, rules, states, losses, and what is said about bad input."""

@@ -1,0 +1,34 @@
+"""Random numbers of a rule: a typed key in its state, and a key of its own for each time step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+def require_key(key: Any) -> None:
+    """Raises unless `key` is a typed PRNG key."""
+    if not (isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)):
+        raise ValueError(
+            "key must be a typed PRNG key: pass jax.random.key(seed); got "
+            f"{type(key).__name__} of dtype {getattr(key, 'dtype', None)}."
+        )
+
+
+def step_keys(key: jax.Array, clock: jax.Array, steps: int) -> jax.Array:
+    """A key for each of the next steps, [W].
+
+    It is made from the number of the step alone, so that what is drawn does not depend on how a
+    stream is split into calls and windows.
+
+    Args:
+        key: the key in the rule's state.
+        clock: how many steps the stream has seen.
+        steps: W.
+
+    Returns:
+        Keys [W].
+    """
+    return jax.vmap(lambda t: jax.random.fold_in(key, t))(clock + jnp.arange(steps))

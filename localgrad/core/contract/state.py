@@ -1,0 +1,73 @@
+"""The state of a rule: what all states have in common, and how a stream begins anew."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, TypeGuard
+
+import jax
+import jax.numpy as jnp
+
+
+class RuleState(Protocol):
+    """What every rule's state holds; each rule has a NamedTuple of its own.
+
+    Attributes:
+        loss: mean loss of the last call.
+        carry: the model's carry (streaming), or None.
+        initial_carry: the model's initial carry (streaming), or None.
+        outlives: names of the fields that outlive a sequence, such as feedback weights and keys; a
+            class attribute. All other fields are zero at a sequence's start.
+    """
+
+    loss: Any
+    carry: Any
+    initial_carry: Any
+    outlives: tuple[str, ...]
+
+
+def is_state(x: Any) -> TypeGuard[Any]:
+    """Whether `x` is the state of a rule."""
+    return isinstance(x, tuple) and hasattr(x, "outlives")
+
+
+def fresh(state: Any) -> Any:
+    """A rule's state at the start of new sequences; what outlives a sequence stays."""
+    kept = {"loss", "carry", "initial_carry", *state.outlives}
+    blank = {
+        name: jax.tree.map(jnp.zeros_like, value)
+        for name, value in state._asdict().items()
+        if name not in kept
+    }
+    # A buffer of its own: a state may be donated, and no buffer can be donated twice.
+    return state._replace(carry=jax.tree.map(jnp.copy, state.initial_carry), **blank)
+
+
+def require_own(rule: str, state: Any, kind: type, batch_size: int | None) -> None:
+    """Raises unless a state comes from this rule's `init`, in this rule's mode."""
+    made = type(state).__name__
+    if isinstance(state, kind) and (state.carry is None) == (batch_size is None):
+        return
+    if isinstance(state, kind):
+        made = f"that of a rule made with{'out' if state.carry is None else ''} batch_size"
+    raise ValueError(
+        f"{rule} with batch_size={batch_size} got a state that is not its own ({made}); begin with "
+        "its own init(params)."
+    )
+
+
+def require_like(rule: str, state: Any, own: Any) -> None:
+    """Raises unless a state has the structure and the shapes of this rule's own."""
+
+    def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+        found = jax.tree_util.tree_leaves_with_path(tree)
+        return {jax.tree_util.keystr(path): leaf.shape for path, leaf in found}
+
+    given, wanted = shapes(state), shapes(own)
+    gaps = [name for name in given.keys() | wanted.keys() if given.get(name) != wanted.get(name)]
+    if gaps:
+        name = min(gaps)
+        raise ValueError(
+            f"{rule} got a state that is not its own: state{name} has shape {given.get(name)}, but "
+            f"that of its init(params) {wanted.get(name)}. It comes from a rule with another "
+            "model, batch_size, feedback or horizon; begin with this rule's own init(params)."
+        )

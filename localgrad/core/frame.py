@@ -1,0 +1,322 @@
+"""The frame in which every rule runs: from a batch, window by window, to an update and a state.
+
+A rule is a `Recipe`; `windowed_rule` makes a `LearningRule` of it. A call goes `_update` ->
+`_advance` -> the recipe's `process` for each window.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from localgrad.core.contract.checks import require_batch, require_choices, require_updates
+from localgrad.core.contract.objective import Objective, weights_of
+from localgrad.core.contract.rule import Batch, LearningRule, Loss
+from localgrad.core.contract.state import require_like, require_own
+from localgrad.core.model.example import example_spec
+from localgrad.core.model.stack import Stack, assemble, parts
+from localgrad.core.params import Leaves, Path, accumulator, added, flatten, leaves_of
+from localgrad.core.passes.run import Pass, run
+
+
+class Window(NamedTuple):
+    """A stretch of W consecutive steps of a batch, time first.
+
+    Attributes:
+        inputs: leaves [W, B, ...].
+        targets: leaves [W, B, ...].
+        weight: [W, B], or None for ones.
+        reset: [W, B] bool, or None.
+    """
+
+    inputs: Any
+    targets: Any
+    weight: jax.Array | None
+    reset: jax.Array | None
+
+
+class Frame(NamedTuple):
+    """What a rule's process gets beside its state.
+
+    Attributes:
+        stack: the model, taken apart for this batch.
+        params: its parameters by path.
+        objective: the loss with its normaliser.
+        opening: whether no influence enters this window.
+        closing: whether nothing after this window needs an influence.
+    """
+
+    stack: Stack
+    params: Leaves
+    objective: Objective
+    opening: bool
+    closing: bool
+
+
+Process = Callable[[Frame, Any, Window], tuple[Any, Leaves, jax.Array]]
+
+
+class Recipe(NamedTuple):
+    """What makes one rule different from another.
+
+    Attributes:
+        name: the rule's public name.
+        state: its state's type, a `RuleState`; `state(loss)` is that of an episodic rule without
+            draws.
+        process: `(frame, state, window) -> (state, grads, values [W, B])` for one window.
+        credits: `(stack, params) -> {path: how the rule credits that parameter}`.
+        settings: what its factory was told, beside what all rules are.
+        remember: `(stack, params, x) -> fields` of the state that a stream of B examples carries
+            beside its carry, at its start; x is one step's input.
+        draw: `params -> fields` that outlive a sequence and need the parameters alone, such as a
+            key.
+        prepare: `(stack, params) -> fields` that outlive a sequence and need the model taken apart,
+            such as feedback weights.
+        default_window: `(stack, params, T, alone) -> W`; alone says that the T steps are all there
+            is, so that a single window needs no influence.
+        needs_example: whether the state of a stream depends on the inputs' dtype.
+        screen: `(stack, params)` raises for what the rule cannot credit.
+    """
+
+    name: str
+    state: type
+    process: Process
+    credits: Callable[[Stack, Leaves], dict[Path, str]]
+    settings: dict[str, Any] = {}
+    remember: Callable[[Stack, Leaves, Any], dict[str, Any]] = lambda stack, params, x: {}
+    draw: Callable[[Leaves], dict[str, Any]] = lambda params: {}
+    prepare: Callable[[Stack, Leaves], dict[str, Any]] | None = None
+    default_window: Callable[[Stack, Leaves, int, bool], int] = lambda stack, params, T, alone: T
+    needs_example: bool = False
+    screen: Callable[[Stack, Leaves], None] = lambda stack, params: None
+
+
+class Setup(NamedTuple):
+    """A rule with all it was told.
+
+    Attributes:
+        model: a Flax cell or `Network`.
+        loss: `(outputs, targets) -> [B]` or `[B, ...]`, one time step's loss.
+        recipe: what the rule does.
+        batch_size: B for a streaming rule, None for an episodic one.
+        window: steps processed together, or None for the recipe's default.
+        reduction: `"mean"` or `"sum"`.
+        example: one step's inputs without the batch axis, or None if the parameters can tell.
+    """
+
+    model: Any
+    loss: Loss
+    recipe: Recipe
+    batch_size: int | None
+    window: int | None
+    reduction: str
+    example: Any = None
+
+    @property
+    def streaming(self) -> bool:
+        """Whether carry and influence persist from call to call."""
+        return self.batch_size is not None
+
+
+def windowed_rule(
+    model: Any,
+    loss: Loss,
+    recipe: Recipe,
+    *,
+    batch_size: int | None,
+    window: int | None,
+    reduction: str,
+    example: Any = None,
+) -> LearningRule:
+    """Makes a rule of a recipe; arguments as of `Setup`."""
+    require_choices(loss, batch_size, window, reduction)
+    parts(model)  # raises for what is no model
+    setup = Setup(model, loss, recipe, batch_size, window, reduction, example)
+    common = {"batch_size": batch_size, "window": window, "reduction": reduction}
+    # A function of this rule's own: what is compiled for it goes when it goes.
+    advance = jax.jit(functools.partial(_advance, setup))
+    return LearningRule(
+        functools.partial(_init, setup),
+        functools.partial(_update, setup, advance),
+        name=recipe.name,
+        settings={"model": model, "loss": loss, **recipe.settings, **common},
+        credits=functools.partial(_credits, setup),
+    )
+
+
+def _init(setup: Setup, params: Any) -> Any:
+    """The state before the first call."""
+    leaves = leaves_of(params)
+    needed = setup.streaming or setup.recipe.prepare is not None
+    spec = _spec(setup, leaves, needed)
+    return _begun(setup, None if spec is None else _stack(setup, leaves, spec), leaves, spec)
+
+
+def _spec(setup: Setup, leaves: Leaves, needed: bool) -> Any:
+    """One step's input of B examples, or None where only an example could tell."""
+    strict = setup.recipe.needs_example and setup.streaming
+    return example_spec(
+        setup.model,
+        leaves,
+        setup.recipe.name,
+        setup.example,
+        setup.batch_size,
+        needed=needed,
+        strict=strict,
+    )
+
+
+def _stack(setup: Setup, leaves: Leaves, x: Any) -> Stack:
+    """The model taken apart for one step's input; raises for what the rule cannot credit."""
+    stack = assemble(setup.model, leaves, x)
+    setup.recipe.screen(stack, leaves)
+    return stack
+
+
+def _begun(setup: Setup, stack: Any, leaves: Leaves, x: Any) -> Any:
+    """A state at the start of all."""
+    recipe = setup.recipe
+    state = recipe.state(jnp.zeros(()))
+    if setup.streaming:
+        state = _at_start(recipe, state, stack, leaves, x)
+    prepared = {} if recipe.prepare is None else recipe.prepare(stack, leaves)
+    return state._replace(**recipe.draw(leaves), **prepared)
+
+
+def _at_start(recipe: Recipe, state: Any, stack: Any, leaves: Leaves, x: Any) -> Any:
+    """A state with the carry and the memory of sequences that begin."""
+    blank = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), x)
+    carry = stack.pack(stack.initial)
+    # The copy is a buffer of its own, so that the state can be donated.
+    state = state._replace(carry=carry, initial_carry=jax.tree.map(jnp.copy, carry))
+    return state._replace(**recipe.remember(stack, leaves, blank))
+
+
+def _credits(setup: Setup, params: Any) -> dict[Path, str]:
+    """How the rule credits each parameter."""
+    leaves = leaves_of(params)
+    stack = _stack(setup, leaves, _spec(setup, leaves, needed=True))
+    return setup.recipe.credits(stack, leaves)
+
+
+def _update(
+    setup: Setup,
+    advance: Callable[..., tuple[Leaves, Any]],
+    updates: Any,
+    state: Any,
+    params: Any = None,
+    *,
+    batch: Batch | None = None,
+    **extra: Any,
+) -> tuple[Any, Any]:
+    """Optax's side of a call: what can be checked without looking at numbers or shapes."""
+    del extra
+    require_updates(setup.recipe.name, updates, params)
+    require_own(setup.recipe.name, state, setup.recipe.state, setup.batch_size)
+    found, state = advance(params, state, batch)
+    return flatten(params)[1](found), state
+
+
+def _advance(setup: Setup, params: Any, state: Any, batch: Batch) -> tuple[Leaves, Any]:
+    """One call: all windows of a batch."""
+    recipe, leaves = setup.recipe, leaves_of(params)
+    batch_axis, steps = require_batch(batch, setup.batch_size)
+    x = jax.tree.map(lambda a: a[:, 0], batch.inputs)
+    stack = _stack(setup, leaves, x)
+    spec = x if setup.example is None else _spec(setup, leaves, needed=True)
+    own = jax.eval_shape(lambda: _begun(setup, stack, leaves, spec))
+    require_like(recipe.name, state, own)
+
+    weight, total = weights_of(batch.mask, batch_axis * steps)
+    one = jnp.ones_like(total)
+    objective = Objective(setup.loss, one / total if setup.reduction == "mean" else one)
+
+    def body(so_far: tuple, stretch: Window, opening: bool, closing: bool) -> tuple:
+        work, grads, loss = so_far
+        frame = Frame(stack, leaves, objective, opening, closing)
+        work, found, values = recipe.process(frame, work, stretch)
+        found = {path: grad.astype(grads[path].dtype) for path, grad in found.items()}
+        return work, added(grads, found), loss + values.sum().astype(loss.dtype)
+
+    alone = not setup.streaming
+    size = setup.window or recipe.default_window(stack, leaves, steps, alone)
+    work = _at_start(recipe, state, stack, leaves, x) if alone else state
+    grads = {path: jnp.zeros(leaf.shape, accumulator(leaf)) for path, leaf in leaves.items()}
+    work, grads, loss = over_windows(
+        body, (work, grads, jnp.zeros((), total.dtype)), batch, weight, min(size, steps), alone
+    )
+    after = {name: getattr(work, name) for name in recipe.state.outlives}
+    state = (state if alone else work)._replace(
+        **after, loss=(loss / total).astype(state.loss.dtype)
+    )
+    return {path: grads[path].astype(leaf.dtype) for path, leaf in leaves.items()}, state
+
+
+class Outcome(NamedTuple):
+    """A window run forward, and what its loss says.
+
+    Attributes:
+        ran: the pass.
+        values: the weighted losses [W, B].
+        q_out: credit of the model's outputs, leaves [W, B, ...].
+        grads: the readout's gradients.
+        q_y: credit of the highest cell's outputs, leaves [W, B, ...].
+    """
+
+    ran: Pass
+    values: jax.Array
+    q_out: Any
+    grads: Leaves
+    q_y: Any
+
+
+def outcome_of(frame: Frame, carry: Any, window: Window, reset: jax.Array | None) -> Outcome:
+    """Runs a window forward from the model's carry, and its loss back to the highest cell."""
+    stack = frame.stack
+    ran = run(stack, frame.params, stack.unpack(carry), window.inputs, reset)
+    values, q_out = frame.objective.credit(ran.outputs, window.targets, window.weight)
+    grads, q_y = ran.read(q_out)
+    return Outcome(ran, values, q_out, grads, q_y)
+
+
+def over_windows(
+    body: Callable[..., Any], acc: Any, batch: Batch, weight: Any, size: int, alone: bool
+) -> Any:
+    """Folds `body(acc, window, opening, closing)` over a batch: full windows, then a shorter one.
+
+    Args:
+        body: what to do with one window.
+        acc: where to start.
+        batch: leaves [B, T, ...].
+        weight: [B, T] or None.
+        size: W.
+        alone: whether the batch neither takes over an influence nor hands one on.
+
+    Returns:
+        The last acc.
+    """
+    arrays = Window(batch.inputs, batch.targets, weight, batch.reset)
+    steps = jax.tree.leaves(batch.inputs)[0].shape[1]
+    full, rest = divmod(steps, size)
+
+    def cut(start: Any, width: int) -> Window:
+        def piece(a: jax.Array) -> jax.Array:
+            return jnp.moveaxis(jax.lax.dynamic_slice_in_dim(a, start, width, axis=1), 1, 0)
+
+        return jax.tree.map(piece, arrays)
+
+    if full == 1:
+        acc = body(acc, cut(0, size), alone, alone and not rest)
+    else:
+
+        def step(acc: Any, k: jax.Array) -> tuple[Any, None]:
+            return body(acc, cut(k * size, size), False, False), None
+
+        acc, _ = jax.lax.scan(step, acc, jnp.arange(full))
+    if rest:
+        acc = body(acc, cut(full * size, rest), False, alone)
+    return acc

@@ -1,0 +1,1 @@
+"""A model taken apart: adapters, cells and their synapses, and what is known of each."""

@@ -1,0 +1,218 @@
+"""Influences: how every number of the carries responds to every parameter, carried over windows.
+
+Within a window credit runs backward; the rows behind the loss's are one for every number of every
+cell's carry, so that they become the window's Jacobian and its own part of the influence.
+Letters: B batch, W steps of the window, K credit rows, n numbers of a cell's carry, D drive width.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from localgrad.core.model.stack import Stack
+from localgrad.core.params import Leaves, Path, accumulator, placed, under
+from localgrad.core.passes.backward import assign, input_credit, sweep, unowned_by_example
+from localgrad.core.passes.contraction import contract, outer, pres
+from localgrad.core.passes.forward import Method
+from localgrad.core.passes.run import Level, Pass, descend, encoded_each
+from localgrad.core.steps import even_window, examples_first, length, one_row, over_examples, row
+
+
+def _size(carry: Any) -> int:
+    """How many numbers one example's carry holds."""
+    return sum(int(np.prod(leaf.shape[1:])) for leaf in jax.tree.leaves(carry))
+
+
+def reaching(stack: Stack, params: Leaves, level: int) -> list[Path]:
+    """Paths of the parameters that reach a cell's carry: its own, and all below."""
+    paths = [path for path in params if path[:1] == ("encoder",) and stack.encoder is not None]
+    for below in range(level):
+        prefix = stack.prefixes[below]
+        paths += [path for path in params if path[: len(prefix)] == prefix]
+    cell, prefix = stack.cells[level], stack.prefixes[level]
+    own = under(params, prefix)
+    for site, reach in zip(cell.sites, cell.drives_reach, strict=True):
+        if reach:
+            paths += [prefix + site.layer.path + path for path in under(own, site.layer.path)]
+    return list(dict.fromkeys([*paths, *(prefix + path for path in sorted(cell.unowned_reach))]))
+
+
+def _blocks(stack: Stack, params: Leaves, level: int, batch: int) -> dict[Path, tuple[int, ...]]:
+    """Shapes of a cell's influence, by parameter path."""
+    size = _size(stack.initial[level])
+    return {path: (batch, size, *params[path].shape) for path in reaching(stack, params, level)}
+
+
+def no_influence(stack: Stack, params: Leaves, x: Any) -> dict[str, Leaves]:
+    """The influence at the start of B sequences, by cell and parameter path."""
+    return {
+        stack.name(level): {
+            path: jnp.zeros(shape, accumulator(params[path]))
+            for path, shape in _blocks(stack, params, level, length(x)).items()
+        }
+        for level in stack.levels
+    }
+
+
+def influence_bytes(stack: Stack, params: Leaves, batch: int) -> int:
+    """What the influence of B sequences takes."""
+    return sum(
+        int(np.prod(shape)) * accumulator(params[path]).itemsize
+        for level in stack.levels
+        for path, shape in _blocks(stack, params, level, batch).items()
+    )
+
+
+def longest_window(stack: Stack, params: Leaves, steps: int) -> int:
+    """As long as the window's posts take no more memory than twice the influence."""
+    rows = 1 + sum(_size(carry) for carry in stack.initial)
+    width = sum(int(np.prod(site.drive.shape[1:])) for cell in stack.cells for site in cell.sites)
+    held = sum(
+        int(np.prod(shape))
+        for level in stack.levels
+        for shape in _blocks(stack, params, level, 1).values()
+    )
+    return even_window(steps, int(np.clip(2 * held // (rows * max(1, width)), 1, 128)))
+
+
+class Rows(NamedTuple):
+    """Row 0 is the loss; the rows after it are one for every number of every cell's carry.
+
+    Attributes:
+        spans: for each cell, which rows start as its carry at the window's end.
+        entering: for each cell, credit of the carry that entered the window, [B, K, n].
+        received: for each cell, pre of each synapse, [B, W, ...].
+        posts: for each cell, credit of each drive, [B, K, W, D].
+        unowned: for each cell, credit of the parameters no synapse owns, [B, K, ...].
+        encoded: credit of the first cell's input, leaves [B, K, W, ...], or None.
+    """
+
+    spans: list[slice]
+    entering: list[jax.Array]
+    received: list[list]
+    posts: list[list]
+    unowned: list[Leaves]
+    encoded: Any
+
+
+def credit_rows(
+    stack: Stack, params: Leaves, ran: Pass, q_y: Any, methods: list[Method], closing: bool
+) -> tuple[Leaves, Rows]:
+    """Sends the loss, and a row for every number of every carry, back through a window.
+
+    Args:
+        stack: the model, taken apart.
+        params: its parameters.
+        ran: the forward pass.
+        q_y: credit of the highest cell's outputs, leaves [W, B, ...].
+        methods: for each cell, how credit passes its recurrent synapses.
+        closing: no rows but the loss are needed.
+
+    Returns:
+        The gradients that the window itself gives, and the rows.
+    """
+    visit = functools.partial(_visit, methods, closing)
+    grads, parts, q_x = descend(stack, params, ran.tapes, one_row(q_y), visit)
+    encoded = None
+    if stack.encoder is not None:
+        grads |= ran.encode(row(q_x, 0))
+        encoded = jax.tree.map(_example_row_step, q_x)
+    return grads, Rows(*map(list, zip(*parts, strict=True)), encoded=encoded)
+
+
+def _visit(methods: list[Method], closing: bool, at: Level, q_y: Any) -> tuple[Leaves, tuple, Any]:
+    """One cell: its gradients, its part of the rows, and the credit of its input."""
+    cell, own, tape, method = at.cell, at.params, at.tape, methods[at.number]
+    count = jax.tree.leaves(q_y)[0].shape[1]  # rows so far: the loss and the cells above
+    size = 0 if closing else _size(jax.tree.map(lambda a: a[0], tape.carries))
+    ends = _identity(tape.carries, count, size)
+    left, q_start = sweep(cell, own, tape, q_y, ends, method=method)
+    credit = assign(cell, own, tape, q_y, left)
+    received = pres(cell, own, tape)
+    unowned = unowned_by_example(cell, own, tape, q_y, left)
+    learned = contract(cell, own, received, row(credit.posts, 0))
+    learned |= {path: q[0].sum(0) for path, q in unowned.items()}
+    part = (
+        slice(count, count + size),
+        jnp.moveaxis(_flat(q_start), 1, 0),
+        examples_first(received, 1),
+        jax.tree.map(_example_row_step, credit.posts),
+        examples_first(unowned, 1),
+    )
+    return learned, part, input_credit(cell, own, tape, credit) if at.below else q_y
+
+
+def _example_row_step(a: jax.Array) -> jax.Array:
+    """[W, K, B, ...] -> [B, K, W, ...]."""
+    return jnp.moveaxis(a, (2, 1), (0, 1))
+
+
+def _identity(carries: Any, rows: int, size: int) -> Any:
+    """`rows` rows of zeros, then one row for each number of the carry: leaves [K, B, ...]."""
+    leaves, treedef = jax.tree.flatten(carries)
+    found, at = [], rows
+    for leaf in leaves:
+        count = int(np.prod(leaf.shape[2:]))
+        eye = np.eye(rows + size, count, -at) if size else np.zeros((rows, count))
+        eye = jnp.asarray(eye, leaf.dtype).reshape(-1, 1, *leaf.shape[2:])
+        found.append(jnp.broadcast_to(eye, (rows + size, *leaf.shape[1:])))
+        at += count
+    return jax.tree.unflatten(treedef, found)
+
+
+def _flat(carry: Any) -> jax.Array:
+    """Leaves [K, B, ...] side by side: [K, B, n]."""
+    return jnp.concatenate([a.reshape(*a.shape[:2], -1) for a in jax.tree.leaves(carry)], axis=-1)
+
+
+def recalled(stack: Stack, influence: Any, rows: Rows) -> Leaves:
+    """What the entering carries' credit adds by way of the influence."""
+    grads: Leaves = {}
+    for level in stack.levels:
+        credit = rows.entering[level][:, 0].reshape(-1)
+        for path, held in influence[stack.name(level)].items():
+            flat = held.reshape(held.shape[0] * held.shape[1], -1)
+            found = (credit.astype(flat.dtype) @ flat).reshape(held.shape[2:])
+            grads[path] = grads[path] + found if path in grads else found
+    return grads
+
+
+def carried(stack: Stack, params: Leaves, influence: Any, rows: Rows, xs: Any) -> Any:
+    """M_T = A M_0 + M_window, block by block and example by example."""
+
+    def one_example(at: tuple) -> Any:
+        held, rows_b, x = at
+        written: Leaves = {}
+        for level, prefix in enumerate(stack.prefixes):
+            each = rows_b.unowned[level]
+            if stack.cells[level].sites:
+                each |= jax.vmap(
+                    lambda post, level=level, prefix=prefix: outer(
+                        stack.cells[level], under(params, prefix), rows_b.received[level], post
+                    )
+                )(rows_b.posts[level])
+            written |= placed(each, prefix)
+        if stack.encoder is not None:
+            written |= encoded_each(stack.encoder, params, x, rows_b.encoded)
+        new: dict[str, Leaves] = {}
+        for level in stack.levels:
+            name, span = stack.name(level), rows.spans[level]
+            new[name] = {}
+            for path, block in held[name].items():
+                total = written[path][span].astype(block.dtype)
+                for below in range(level + 1):
+                    source = held[stack.name(below)].get(path)
+                    if source is not None:
+                        passed = rows_b.entering[below][span].astype(block.dtype)
+                        total += jnp.tensordot(passed, source, 1)
+                new[name][path] = total
+        return new
+
+    by_example = rows._replace(spans=[])
+    at = (influence, by_example, examples_first(xs, 1))
+    return over_examples(lambda at: ((), one_example(at)), at)[1]

@@ -1,0 +1,78 @@
+"""The forward twin of the backward pass: how small changes travel through a window.
+
+Letters: B batch, W steps of the window, K tangents, N units, D drive width.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from localgrad.core.model.synapses import INPUT, Anatomy
+from localgrad.core.params import Leaves
+from localgrad.core.passes.forward import WHOLE, Method, Tape, drive_inputs, replay
+from localgrad.core.steps import forget, length, merge_steps, response, split_steps
+
+
+def push(
+    cell: Anatomy,
+    params: Leaves,
+    tape: Tape,
+    d_start: Any,
+    d_drives: list[jax.Array],
+    d_xs: Any = None,
+    *,
+    method: Method = WHOLE,
+) -> tuple[Any, Any]:
+    """Sends K tangents forward through a window: the transpose of `sweep` and `assign`.
+
+    Works on cells with derivatives of their own for reverse mode alone, as `jax.jvp` does not.
+
+    Args:
+        cell: its anatomy.
+        params: its parameters.
+        tape: of the forward pass.
+        d_start: tangents of the carry that enters the window, leaves [K, B, ...].
+        d_drives: tangents of each drive, [W, K, B, D], beside what carry and x bring about.
+        d_xs: tangents of x, leaves [W, K, B, ...], or None for none.
+        method: how tangents pass the recurrent synapses.
+
+    Returns:
+        Tangents of the outputs, leaves [W, K, B, ...], and of the carry that leaves the window,
+        [K, B, ...].
+    """
+    if d_xs is not None:
+        d_drives = _fed(cell, params, tape, d_drives, d_xs)
+
+    def ahead(d_carry: Any, now: tuple) -> tuple[Any, Any]:
+        carry, x, drives, d_drives, d_x, reset = now
+        if reset is not None:
+            d_carry = forget(d_carry, jnp.broadcast_to(reset, (length(d_carry), *reset.shape)))
+
+        def step(at: tuple) -> tuple[Any, Any]:
+            carry, drives, moved = at
+            return replay(cell, params, method, carry, x if moved is None else moved, drives)
+
+        at = (carry, drives, None if d_x is None else x)
+        return jax.vmap(lambda d: response(step, at, d))((d_carry, d_drives, d_x))
+
+    along = (tape.carries, tape.xs, tape.drives, d_drives, d_xs, tape.reset)
+    d_end, d_ys = jax.lax.scan(ahead, d_start, along)
+    return d_ys, d_end
+
+
+def _fed(cell: Anatomy, params: Leaves, tape: Tape, d_drives: list, d_xs: Any) -> list:
+    """The tangents of drives, with those that x brings about through input synapses."""
+    steps, xs = length(tape.ys), merge_steps(tape.xs)
+
+    def feed(d_x: Any) -> dict[int, jax.Array]:
+        felt = response(lambda x: drive_inputs(cell, params, x), xs, merge_steps(d_x))
+        return split_steps(felt, steps)
+
+    felt = jax.vmap(feed, 1, 1)(d_xs)
+    return [
+        d + felt[i] if site.role == INPUT else d
+        for i, (site, d) in enumerate(zip(cell.sites, d_drives, strict=True))
+    ]
