@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+import catalogue
 import localgrad
 
 INPUTS, OUTPUTS = 32, 10
@@ -21,15 +22,33 @@ CELLS: dict[str, Callable[[int], Any]] = {
     "rate": lambda units: localgrad.RateCell(units, alpha=0.2),
     "GRU": nn.GRUCell,
 }
-RULES: dict[str, Callable[..., localgrad.LearningRule]] = {
-    "eprop": localgrad.eprop,
-    "rflo": functools.partial(localgrad.rflo, feedback="symmetric"),
-    "snap(1)": localgrad.snap,
-    "bptt": localgrad.bptt,
-    "tbptt(1)": functools.partial(localgrad.tbptt, horizon=1),
-    "tbptt(10)": functools.partial(localgrad.tbptt, horizon=10),
-    "readout_only": localgrad.readout_only,
-}
+TRAITS = {"rate": (), "GRU": ("gated",)}
+"""Of the cells, as the catalogue has them."""
+
+HORIZONS = (1, 10)
+
+
+class Candidate(NamedTuple):
+    """A rule of the catalogue with settings to measure it at."""
+
+    row: catalogue.Rule
+    settings: dict[str, Any]
+
+    def __call__(self, model: Any, loss: Any, **options: Any) -> localgrad.LearningRule:
+        return self.row.make(model, loss, **self.settings, **options)
+
+
+def _candidates() -> dict[str, Candidate]:
+    found = {}
+    for name, row in catalogue.RULES.items():
+        if "horizon" in row.settings:
+            found |= {f"{name}({h})": Candidate(row, {"horizon": h}) for h in HORIZONS}
+        elif not row.dense:
+            found[name] = Candidate(row, {})
+    return found
+
+
+RULES: dict[str, Candidate] = _candidates()
 
 
 class Plan(NamedTuple):
@@ -64,8 +83,8 @@ class Plan(NamedTuple):
     clock: Callable[[], float] = time.perf_counter
 
     def rules_for(self, cell: str) -> list[str]:
-        """The rules that credit this cell: RFLO asks for a constant leak."""
-        return [rule for rule in self.rules if rule != "rflo" or cell == "rate"]
+        """The rules that credit this cell."""
+        return [rule for rule in self.rules if RULES[rule].row.refusal(TRAITS[cell]) is None]
 
 
 class Problem(NamedTuple):

@@ -37,7 +37,6 @@ TIMING = "Milliseconds and the ratio to {}: of medians (of minima) over interlea
 
 def speed(plan: Plan) -> Iterator[Table | Bar]:
     """Time of one streaming call, beside `flax.linen.RNN` BPTT of the same cell."""
-    claimed = ("eprop", "rflo", "snap(1)", "bptt")
     for cell, steps in itertools.product(plan.cells, plan.steps):
         found = {units: _speeds(plan, cell, units, steps) for units in plan.units}
         rows = [
@@ -49,7 +48,7 @@ def speed(plan: Plan) -> Iterator[Table | Bar]:
         for units, timings in found.items():
             if (units, steps) == plan.main:
                 at = f"{cell}, N={units}, T={steps}"
-                for rule in [rule for rule in claimed if rule in timings]:
+                for rule in [rule for rule in plan.rules_for(cell) if RULES[rule].row.fast]:
                     yield Bar(f"{rule}, {at}: time / {FLAX}", timings[rule].ratio, 1.0)
 
 
@@ -109,7 +108,11 @@ def memory(plan: Plan) -> Iterator[Table | Bar]:
             for name, (start, end) in peaks.items()
         ]
         yield Table(f"Peak memory: {cell} cell, N={units}, B={plan.batch}", note, header, rows)
-        growth = {name: peaks[name][1] / peaks[name][0] for name in rules if name != "bptt"}
+        growth = {
+            name: peaks[name][1] / peaks[name][0]
+            for name in rules
+            if name not in RULES or RULES[name].row.windowed
+        }
         worst = max(growth, key=lambda name: growth[name])
         claim = f"forward rules, {cell}: peak at T={long} / T={short} (worst: {worst})"
         yield Bar(claim, growth[worst], 1.2)
@@ -137,7 +140,9 @@ def latency(plan: Plan) -> Iterator[Table | Bar]:
             for name, timing in once.items()
         ]
         yield Table(f"Latency of one step: {cell} cell, N={units}, B=1, T=1", note, header, rows)
-        for rule in [rule for rule in ("eprop", "rflo", "snap(1)") if rule in once]:
+        for rule in [
+            rule for rule in plan.rules_for(cell) if rule in once and RULES[rule].row.fast
+        ]:
             yield Bar(f"{rule}, {cell}: latency / {ONE_STEP}", once[rule].ratio, limits[cell])
 
 
@@ -148,7 +153,8 @@ def _single_steps(plan: Plan, cell: str, task: Problem) -> tuple[dict[str, Any],
     scans = {ONE_STEP: compiled(*_flax_scan(task))}
     first = task._replace(batch=jax.tree.map(lambda a: a[:, :1], task.batch))
     for name in plan.rules_for(cell):
-        if name not in ("bptt", "tbptt(10)"):  # The horizon of one step is one.
+        row, settings = RULES[name]
+        if row.windowed and settings.get("horizon", 1) == 1:  # The horizon of one step is one.
             update, arguments = update_of(RULES[name], first)
             once[name] = functools.partial(jax.jit(update), *arguments)
             tx = optax.chain(streaming(RULES[name], first), SGD)

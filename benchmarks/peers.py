@@ -14,7 +14,6 @@ import optax
 
 import localgrad
 from benchmarks.harness import (
-    RULES,
     Plan,
     Problem,
     check_close,
@@ -57,7 +56,7 @@ def _traces(plan: Plan) -> Iterator[Table | Bar]:
     units, steps = plan.main
     task = problem("rate", units, steps, plan.batch)
     ours = "localgrad eprop"
-    calls = {ours: compiled(*update_of(RULES["eprop"], task))}
+    calls = {ours: compiled(*update_of(localgrad.eprop, task))}
     expected = calls[ours]()[0]
     rivals = {"stepwise RFLO traces": compiled(stepwise_rflo(task), (task.params, task.batch))}
     missing = importlib.util.find_spec("braintrace") is None
@@ -65,7 +64,8 @@ def _traces(plan: Plan) -> Iterator[Table | Bar]:
         rivals["braintrace D_RTRL"] = braintrace_d_rtrl(task)
     for name, call in rivals.items():
         check_close(call(), expected, f"{name} beside {ours}")
-    calls |= rivals | {"localgrad rflo": compiled(*update_of(RULES["rflo"], task))}
+    rflo = functools.partial(localgrad.rflo, feedback="symmetric")
+    calls |= rivals | {"localgrad rflo": compiled(*update_of(rflo, task))}
     check_close(calls["localgrad rflo"]()[0], expected, "rflo beside eprop")
     found = interleave(plan, calls, ours, dict.fromkeys(calls, steps))
     title = f"One trace a synapse: rate cell, N={units}, B={plan.batch}, T={steps}"

@@ -3,27 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 import jax
 import optax
 from flax import linen as nn
 
+import catalogue
 import localgrad
 
 CellName = Literal["gru", "rate"]
-RuleName = Literal[
-    "bptt",
-    "rtrl",
-    "snap1",
-    "eprop",
-    "eprop_random",
-    "rflo",
-    "tbptt",
-    "tbptt1_rmsprop",
-    "readout_only",
-]
-
 Value = TypeVar("Value")
 Loss = Callable[[jax.Array, jax.Array], jax.Array]
 
@@ -49,14 +38,33 @@ class RuleChoice(NamedTuple):
     """A row of the comparison.
 
     Attributes:
-        label: its name in tables and figures, from the settings.
-        make: `(model, loss, settings, key) -> LearningRule`.
+        row: the rule, from the catalogue.
         optimizer: the optimizer of its updates, from a learning rate.
+        suffix: added to the rule's label.
+        horizon: how many steps it looks back, if the settings do not say.
     """
 
-    label: Callable[[Settings], str]
-    make: Callable[[Any, Loss, Settings, jax.Array], localgrad.LearningRule]
+    row: catalogue.Rule
     optimizer: Callable[[float], optax.GradientTransformation] = optax.adam
+    suffix: str = ""
+    horizon: int | None = None
+
+    def label(self, settings: Settings) -> str:
+        """Its name in tables and figures."""
+        return self.row.label.format(**self.own(settings)) + self.suffix
+
+    def make(
+        self, model: Any, loss: Loss, settings: Settings, key: jax.Array
+    ) -> localgrad.LearningRule:
+        """The rule of a model."""
+        window = settings.window if self.row.dense else None
+        return self.row.make(model, loss, key=key, window=window, **self.own(settings))
+
+    def own(self, settings: Settings) -> dict[str, int]:
+        """The settings it has a use for."""
+        return (
+            {"horizon": self.horizon or settings.horizon} if "horizon" in self.row.settings else {}
+        )
 
 
 class CellChoice(NamedTuple):
@@ -82,45 +90,15 @@ CELLS: dict[CellName, CellChoice] = {
     ),
 }
 
-RULES: dict[RuleName, RuleChoice] = {
-    "bptt": RuleChoice(
-        label=lambda s: "BPTT",
-        make=lambda model, loss, s, key: localgrad.bptt(model, loss),
-    ),
-    "rtrl": RuleChoice(
-        label=lambda s: "RTRL",
-        make=lambda model, loss, s, key: localgrad.rtrl(model, loss, window=s.window),
-    ),
-    "snap1": RuleChoice(
-        label=lambda s: "SnAp-1",
-        make=lambda model, loss, s, key: localgrad.snap(model, loss, order=1),
-    ),
-    "eprop": RuleChoice(
-        label=lambda s: "e-prop, symmetric",
-        make=lambda model, loss, s, key: localgrad.eprop(model, loss),
-    ),
-    "eprop_random": RuleChoice(
-        label=lambda s: "e-prop, random",
-        make=lambda model, loss, s, key: localgrad.eprop(model, loss, feedback="random", key=key),
-    ),
-    "rflo": RuleChoice(
-        label=lambda s: "RFLO, random",
-        make=lambda model, loss, s, key: localgrad.rflo(model, loss, feedback="random", key=key),
-    ),
-    "tbptt": RuleChoice(
-        label=lambda s: f"TBPTT({s.horizon})",
-        make=lambda model, loss, s, key: localgrad.tbptt(model, loss, horizon=s.horizon),
-    ),
-    "tbptt1_rmsprop": RuleChoice(
-        label=lambda s: "TBPTT(1) + RMSprop",
-        make=lambda model, loss, s, key: localgrad.tbptt(model, loss, horizon=1),
-        optimizer=optax.rmsprop,
-    ),
-    "readout_only": RuleChoice(
-        label=lambda s: "readout only",
-        make=lambda model, loss, s, key: localgrad.readout_only(model, loss),
-    ),
-}
+RULES: dict[str, RuleChoice] = {name: RuleChoice(row) for name, row in catalogue.RULES.items()}
+RULES["tbptt1_rmsprop"] = RuleChoice(
+    catalogue.RULES["tbptt"], optax.rmsprop, suffix=" + RMSprop", horizon=1
+)
+
+if TYPE_CHECKING:
+    RuleName = str
+else:
+    RuleName = Literal[tuple(RULES)]  # so that --help names them and anything else is refused
 
 
 def lookup(kind: str, table: Mapping[Any, Value], name: str) -> Value:

@@ -1,0 +1,131 @@
+"""The catalogue: every rule with its traits, as the tests, benchmarks and experiments read them.
+
+A new rule enters by its module, a line of `localgrad/__init__.py`, and a row of `RULES`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+
+import localgrad
+
+TRAITS = {
+    "untapped": "Use nn.LSTMCell: the same parameters load unchanged",
+    "gated": "Use localgrad.eprop",
+    "bare": "readout.*Wrap it: localgrad.Network",
+    "complex": "carry is complex128.* two real arrays",
+}
+"""What some rules refuse in a model, and a part of the message: no layer of its own a gate, a leak
+that depends on the data, no readout, a complex carry."""
+
+TELLING = ("embed", "two_gated", "nnx_gru")
+"""The models of the conformance table that a rule is tried on unless its row says otherwise: an
+encoder, a stack and unit parameters; a stack of gated cells with two carries; a bare NNX cell with
+its gates in one kernel. All other pairs are slow tests."""
+
+
+class Rule(NamedTuple):
+    """A row of the catalogue.
+
+    Attributes:
+        factory: the public function; messages call the rule by its name.
+        label: its name in tables and figures, in which settings may stand: `"TBPTT({horizon})"`.
+        expectation: what its updates are, or what their mean over draws is if it is `random`: the
+            name of an oracle of the conformance tests.
+        settings: what the factory is told beside what all factories take.
+        refuses: the traits of models it refuses; the first that a model has is what it says.
+        keyed: whether it is given a key, to draw from in `init` or in each update.
+        random: whether the updates themselves are drawn, and not just, say, feedback weights.
+        windowed: whether it takes `window`; otherwise each call is its horizon, and a split
+            truncates.
+        dense: whether its influence has N S P numbers, which is slow at the sizes of others.
+        fast: whether it claims to take no longer than BPTT at N = 128, B = 16, T = 1000.
+        credits: the top-level groups of parameters it credits, or None for all of them; the
+            others get exact zeros.
+        plain: those that get the plain gradient where there is one step only, or None for all.
+        models: the models it is always tried on, or None for all.
+    """
+
+    factory: Callable[..., localgrad.LearningRule]
+    label: str
+    expectation: str
+    settings: dict[str, Any] = {}
+    refuses: tuple[str, ...] = ()
+    keyed: bool = False
+    random: bool = False
+    windowed: bool = True
+    dense: bool = False
+    fast: bool = False
+    credits: tuple[str, ...] | None = None
+    plain: tuple[str, ...] | None = None
+    models: tuple[str, ...] | None = TELLING
+
+    def make(
+        self, model: Any, loss: Any, *, key: jax.Array | None = None, **options: Any
+    ) -> localgrad.LearningRule:
+        """The rule of a model; an option that it has no use for is left out.
+
+        Args:
+            model: as the rules take it.
+            loss: likewise.
+            key: what a keyed rule draws from; None for `jax.random.key(1)`.
+            **options: arguments of all factories, and settings other than the row's own.
+
+        Returns:
+            The rule.
+        """
+        own = {name: options.pop(name, value) for name, value in self.settings.items()}
+        if self.keyed:
+            own["key"] = jax.random.key(1) if key is None else key
+        if not self.windowed:
+            options.pop("window", None)
+        return self.factory(model, loss, **own, **options)
+
+    def refusal(self, traits: tuple[str, ...]) -> str | None:
+        """What it says to a model of these traits, or None if it takes it."""
+        return next((TRAITS[trait] for trait in self.refuses if trait in traits), None)
+
+
+_LOCAL = ("untapped", "complex")
+
+RULES: dict[str, Rule] = {
+    "bptt": Rule(localgrad.bptt, "BPTT", "bptt", windowed=False, fast=True, models=None),
+    "rtrl": Rule(localgrad.rtrl, "RTRL", "bptt", {}, ("complex",), dense=True, models=None),
+    "snap": Rule(localgrad.snap, "SnAp-1", "diagonal", {}, _LOCAL, fast=True),
+    "eprop": Rule(localgrad.eprop, "e-prop, symmetric", "cut", {}, _LOCAL, fast=True, models=None),
+    "eprop_random": Rule(
+        localgrad.eprop,
+        "e-prop, random",
+        "cut",
+        {"feedback": "random"},
+        (*_LOCAL, "bare"),
+        keyed=True,
+        plain=("readout",),
+        models=("embed", "two_gated", "lstm"),
+    ),
+    "rflo": Rule(
+        localgrad.rflo,
+        "RFLO, random",
+        "cut",
+        {"feedback": "random"},
+        (*_LOCAL, "gated", "bare"),
+        keyed=True,
+        fast=True,
+        plain=("readout",),
+        models=("embed", "two_rates", "simple"),
+    ),
+    "tbptt": Rule(localgrad.tbptt, "TBPTT({horizon})", "tbptt", {"horizon": 3}),
+    "readout_only": Rule(
+        localgrad.readout_only,
+        "readout only",
+        "readout",
+        {},
+        ("bare",),
+        credits=("readout",),
+        plain=("readout",),
+        models=("embed", "two_gated", "optimized_lstm"),
+    ),
+}
