@@ -89,7 +89,7 @@ def bptt(
             carry. B for *streaming*: B parallel streams whose carry persists from call
             to call.
         reduction: `"mean"` divides by the total weight of this call's steps, `"sum"` does not.
-        example: one time step's inputs without the batch axis (array or `ShapeDtypeStruct`), needed
+        example: one time step's inputs without the batch axis (array or `ShapeDtypeStruct`). Needed
             by `init` only if no Dense or Embed layer takes the input as it is.
 
     Returns:
@@ -161,7 +161,7 @@ def tbptt(
         window: steps processed together inside a call; memory grows with it, never with T, and the
             numbers do not depend on it. None picks a size.
         reduction: `"mean"` divides by the total weight of this call's steps, `"sum"` does not.
-        example: one time step's inputs without the batch axis (array or `ShapeDtypeStruct`), needed
+        example: one time step's inputs without the batch axis (array or `ShapeDtypeStruct`). Needed
             by a stream with h > 1, which keeps inputs.
 
     Returns:

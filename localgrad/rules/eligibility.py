@@ -126,7 +126,7 @@ def eprop(
             numbers do not depend on it. None picks a size.
         reduction: `"mean"` divides by the total weight of this call's steps, `"sum"` does not.
         key: a typed PRNG key, needed for `feedback="random"`; used by `init` alone.
-        example: one time step's inputs without the batch axis (array or `ShapeDtypeStruct`), needed
+        example: one time step's inputs without the batch axis (array or `ShapeDtypeStruct`). Needed
             by `init` only if no Dense or Embed layer takes the input as it is.
 
     Returns:
@@ -208,7 +208,7 @@ def rflo(
             numbers do not depend on it. None picks a size.
         reduction: `"mean"` divides by the total weight of this call's steps, `"sum"` does not.
         key: a typed PRNG key, needed for `feedback="random"`; used by `init` alone.
-        example: one time step's inputs without the batch axis (array or `ShapeDtypeStruct`), needed
+        example: one time step's inputs without the batch axis (array or `ShapeDtypeStruct`). Needed
             by `init` only if no Dense or Embed layer takes the input as it is.
 
     Returns:
@@ -279,7 +279,7 @@ def snap(
         window: steps processed together inside a call; memory grows with it, never with T, and the
             numbers do not depend on it. None picks a size.
         reduction: `"mean"` divides by the total weight of this call's steps, `"sum"` does not.
-        example: one time step's inputs without the batch axis (array or `ShapeDtypeStruct`), needed
+        example: one time step's inputs without the batch axis (array or `ShapeDtypeStruct`). Needed
             by `init` only if no Dense or Embed layer takes the input as it is.
 
     Returns:

@@ -84,7 +84,7 @@ def rtrl(
             numbers do not depend on it. None picks a size.
         reduction: `"mean"` divides by the total weight of this call's steps, `"sum"` does not.
         max_influence_bytes: refuse to allocate more than this for the influence.
-        example: one time step's inputs without the batch axis (array or `ShapeDtypeStruct`), needed
+        example: one time step's inputs without the batch axis (array or `ShapeDtypeStruct`). Needed
             by `init` only if no Dense or Embed layer takes the input as it is.
 
     Returns:

@@ -63,7 +63,7 @@ def readout_only(
         window: steps processed together inside a call; memory grows with it, never with T, and the
             numbers do not depend on it. None picks a size.
         reduction: `"mean"` divides by the total weight of this call's steps, `"sum"` does not.
-        example: one time step's inputs without the batch axis (array or `ShapeDtypeStruct`), needed
+        example: one time step's inputs without the batch axis (array or `ShapeDtypeStruct`). Needed
             by `init` only if no Dense or Embed layer takes the input as it is.
 
     Returns:
