@@ -58,7 +58,7 @@ def compare(updates: Any, reference: Any) -> dict[str, Alignment]:
         readout: cosine 0.00, norm ratio 0.00
         all: cosine 0.94, norm ratio 0.98
     """
-    _check_alike(updates, reference)
+    _require_alike(updates, reference)
     groups = dict(updates) if isinstance(updates, Mapping) else {}
     if "all" in groups:
         raise ValueError("a top-level group of parameters is named 'all'; rename it.")
@@ -109,7 +109,7 @@ def summary(rule: Any, params: Any) -> str:
     return "\n".join([*lines, f"state: {size:,} bytes"])
 
 
-def _check_alike(updates: Any, reference: Any) -> None:
+def _require_alike(updates: Any, reference: Any) -> None:
     """Raises unless the two trees have one structure and equal shapes."""
     structures = jax.tree.structure(updates), jax.tree.structure(reference)
     if structures[0] != structures[1]:
