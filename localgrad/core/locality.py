@@ -72,23 +72,22 @@ def tried(cell: Anatomy, params: Leaves, carry: Any, x: Any) -> Findings:
 
 def _findings(module: Module, leaves: tuple, shapes: tuple, treedef: Any) -> Findings:
     draw = Draws()
-    params = {path: draw.weights(shape, dtype) for path, shape, dtype in leaves}
+    params: Any = {path: draw.weights(shape, dtype) for path, shape, dtype in leaves}
     carry, x = jax.tree.unflatten(
         treedef, [draw.values((POINTS, *shape), dtype) for shape, dtype in shapes]
     )
-    found = apart(functools.partial(_trial, module), params, carry, x)
-    carry, x = jax.tree.map(lambda a: jax.ShapeDtypeStruct((2, *a.shape[1:]), a.dtype), (carry, x))
-    return Findings(**jax.tree.map(np.asarray, found), meetings=_meetings(module, params, carry, x))
-
-
-def _meetings(module: Module, params: Any, carry: Any, x: Any) -> Meetings:
     cell = dissect(module, params, carry, x)
+    found = apart(functools.partial(_trial, cell), params, carry, x)
+    return Findings(**jax.tree.map(np.asarray, found), meetings=_meetings(cell, params, carry, x))
+
+
+def _meetings(cell: Anatomy, params: Leaves, carry: Any, x: Any) -> Meetings:
     others = {path: params[path] for path in cell.others}
     inputs = (carry, [site.drive for site in cell.sites], others)
 
     def step(inputs: tuple, params: Leaves, x: Any) -> list:
         carry, drives, others = inputs
-        new, _, pres = record(module, params | others, carry, x, drives)
+        new, _, pres = record(cell.module, params | others, carry, x, drives)
         return [*jax.tree.leaves(new), *pres]
 
     program = jax.make_jaxpr(step)(inputs, params, x)
@@ -120,9 +119,8 @@ def _unit_labels(shape: tuple[int, ...], units: int) -> np.ndarray | None:
     return np.broadcast_to(np.arange(shape[-1]) % units, shape) if is_labelled else None
 
 
-def _trial(module: Module, params: Leaves, carry: Any, x: Any) -> dict[str, Any]:
-    draw = Draws()
-    cell = dissect(module, params, carry, x)
+def _trial(cell: Anatomy, params: Leaves, carry: Any, x: Any) -> dict[str, Any]:
+    draw, module = Draws(), cell.module
     drives = [draw.values(site.drive.shape, site.drive.dtype) for site in cell.sites]
     others = {path: params[path] for path in cell.others}
 
