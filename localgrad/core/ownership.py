@@ -283,6 +283,20 @@ def _concatenated(eqn: Any, ins: list[Fact]) -> Found:
     return [Owners(*(np.concatenate(arrays, axis) for arrays in zip(*parts, strict=True)))]
 
 
+def _stacked_up(eqn: Any, ins: list[Fact]) -> Found:
+    parts = [_whole(f.owners, a.aval.shape) for f, a in zip(ins, eqn.invars, strict=True)]
+    return [_stack(parts, eqn.params["axis"])]
+
+
+def _stack(each: list[Owners], axis: int = 0) -> Owners:
+    return Owners(*(np.stack(arrays, axis) for arrays in zip(*each, strict=True)))
+
+
+def _unstacked(eqn: Any, ins: list[Fact]) -> Found:
+    axis = eqn.params["axis"]
+    return [_mapped(ins[0].owners, lambda a, k=k: a.take(k, axis)) for k in range(len(eqn.outvars))]
+
+
 def _split(eqn: Any, ins: list[Fact]) -> Found:
     ends = np.cumsum(eqn.params["sizes"])[:-1]
     owners = _whole(ins[0].owners, eqn.invars[0].aval.shape)
@@ -480,10 +494,6 @@ def _same(value: Any) -> Any:
     return value
 
 
-def _stack(each: list[Owners]) -> Owners:
-    return Owners(np.stack([o.lo for o in each]), np.stack([o.hi for o in each]))
-
-
 def _long_scan(
     eqn: Any, consts: list[Fact], carry: list[Fact], xs: list[Fact], credit: bool
 ) -> list[Fact]:
@@ -534,12 +544,14 @@ READERS: dict[str, Callable[[Any, list[Fact]], Found]] = {
     "select_n": _choice,
     "reshape": _move(lambda a, params, shape: a.reshape(shape)),
     "squeeze": _move(lambda a, params, shape: a.reshape(shape)),
-    "expand_dims": _move(lambda a, params, shape: a.reshape(shape)),
     "broadcast_in_dim": _move(_broadcast),
     "transpose": _move(lambda a, params, shape: a.transpose(params["permutation"])),
     "rev": _move(lambda a, params, shape: np.flip(a, params["dimensions"])),
     "slice": _move(_slice),
     "concatenate": _concatenated,
+    "stack": _stacked_up,
+    "unstack": _unstacked,
+    "tile": _move(lambda a, params, shape: np.tile(a, params["reps"])),
     "split": _split,
     "pad": _padded,
     "dot_general": _contracted,
@@ -563,10 +575,10 @@ READERS |= dict.fromkeys(
 )
 READERS |= dict.fromkeys(
     """abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e cbrt ceil
-    clamp clz complex conj convert_element_type copy copy_p cos cosh digamma div eq erf erf_inv erfc
+    clamp clz complex conj convert_element_type copy cos cosh digamma div eq erf erf_inv erfc
     exp exp2 expm1 floor ge gt igamma igamma_grad_a igammac imag integer_pow is_finite le lgamma log
     log1p logistic lt max min name ne neg nextafter not or polygamma population_count pow
-    random_gamma_grad real reduce_precision regularized_incomplete_beta rem round rsqrt
+    real reduce_precision regularized_incomplete_beta rem round rsqrt
     sharding_constraint shift_left shift_right_arithmetic shift_right_logical sign sin sinh sqrt
     square stop_gradient sub tan tanh xor zeta""".split(),
     _pointwise,
