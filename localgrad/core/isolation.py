@@ -78,9 +78,10 @@ def _tried(module: Module, leaves: tuple, shapes: tuple, treedef: Any) -> _Found
     if _meet(program, one):
         return _Found(mixes=True, counts=False)
     try:
-        first, second, both = apart(trial, params, one, other, twice)
+        found = apart(trial, params, one, other, twice)
     except jax.errors.UnexpectedTracerError:  # it closes over a traced value: nothing to try
         return _Found(mixes=False, counts=False)
+    first, second, both = jax.tree.map(np.asarray, found)
     differ = functools.partial(_differ, tolerance=1e-3)
     mixes = any(differ(a[1:], b[1:]) for a, b in zip(first, second, strict=True))
     differ = functools.partial(_differ, tolerance=_rounding(program))
@@ -120,8 +121,7 @@ def _dtypes(jaxpr: Any) -> Iterator[Any]:
             yield from _dtypes(inner)
 
 
-def _differ(a: Any, b: Any, tolerance: float) -> bool:
-    a, b = np.asarray(a), np.asarray(b)
+def _differ(a: np.ndarray, b: np.ndarray, tolerance: float) -> bool:
     if not jnp.issubdtype(a.dtype, jnp.inexact):
         return bool((a != b).any())
     kind = np.complex128 if np.iscomplexobj(a) else np.float64

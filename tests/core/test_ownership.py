@@ -19,6 +19,15 @@ from tests.conformance import oracles, zoo
 B, T, N, IN = 2, 5, 4, 3
 
 
+@pytest.fixture(scope="module", autouse=True)
+def compiles_fast():
+    """These tests compile much and compute little."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
 # ------------------------------------------------------------------------------------------------
 # The analysis alone.
 
