@@ -1,18 +1,23 @@
-"""Do the examples of a batch know nothing of each other? Tried on concrete numbers, never assumed.
+"""Do the examples of a batch know nothing of each other, nor of their number? Never assumed.
 
 Every rule runs a module on all steps of a window at once where order does not matter, so a module
-that mixes the examples of a batch would mix time steps too.
+that mixes the examples of a batch would mix time steps too, and one that treats rows by their place
+or divides by their number would give other numbers than it does step by step.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import functools
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend import core as jex
 
 from localgrad.core.model.modules import Module
+from localgrad.core.model.ownership import owners_of, strays
 from localgrad.core.model.trial import Draws, apart, memoised
 from localgrad.core.params import Leaves
 
@@ -20,7 +25,7 @@ ROWS = 3
 
 
 def require_apart(label: str, module: Module, params: Leaves, *args: Any) -> None:
-    """Raises if what a module gives for one example depends on another.
+    """Raises unless a module gives for one example what that example alone tells.
 
     Args:
         label: what to call it.
@@ -31,38 +36,95 @@ def require_apart(label: str, module: Module, params: Leaves, *args: Any) -> Non
     flat, treedef = jax.tree.flatten(args)
     shapes = tuple((a.shape[1:], jnp.dtype(a.dtype).name) for a in flat)
     leaves = tuple((path, leaf.shape, jnp.dtype(leaf.dtype).name) for path, leaf in params.items())
-    if memoised(_mixes)(module, leaves, shapes, treedef):
+    found = memoised(_tried)(module, leaves, shapes, treedef)
+    if found.mixes:
         raise ValueError(
             f"{label} ({module.name}) mixes the examples of a batch: what it gives for one depends "
             "on another, as with a mean over axis 0. Rules treat every example by itself; let it "
             "work on the last axes only."
         )
+    if found.counts:
+        raise ValueError(
+            f"{label} ({module.name}) treats the rows of a batch by their place or number: it "
+            "gives something else for the same rows among others, as with noise or dropout drawn "
+            "from a fixed key, or a division by x.shape[0]. Rules run it on many steps at once; "
+            "draw noise outside the model and feed it as a part of the input, and do not use the "
+            "batch size in the step."
+        )
 
 
-def _mixes(module: Module, leaves: tuple, shapes: tuple, treedef: Any) -> bool:
+class _Found(NamedTuple):
+    """Whether one example depends on another, and on which row it is or how many there are."""
+
+    mixes: bool
+    counts: bool
+
+
+def _tried(module: Module, leaves: tuple, shapes: tuple, treedef: Any) -> _Found:
     draw = Draws()
-    params = {path: draw.weights(shape, dtype) for path, shape, dtype in leaves}
+    params: Any = {path: draw.weights(shape, dtype) for path, shape, dtype in leaves}
     one = [draw.values((ROWS, *shape), dtype) for shape, dtype in shapes]
     other = [np.concatenate([draw.values((1, *a.shape[1:]), a.dtype), a[1:]]) for a in one]
+    twice = [np.concatenate([a, a]) for a in one]
 
-    def both(params: Leaves, one: list, other: list) -> Any:
-        return [
-            jax.tree.leaves(module.apply(params, *jax.tree.unflatten(treedef, given)))
-            for given in (one, other)
-        ]
+    def give(params: Leaves, given: list) -> list:
+        return jax.tree.leaves(module.apply(params, *jax.tree.unflatten(treedef, given)))
 
+    def trial(params: Leaves, *each: list) -> list:
+        with jax.default_matmul_precision("highest"):  # or the number of rows may choose it
+            return [give(params, given) for given in each]
+
+    program = jax.make_jaxpr(give)(params, one)
+    if _meet(program, one):
+        return _Found(mixes=True, counts=False)
     try:
-        first, second = apart(both, params, one, other)
+        found = apart(trial, params, one, other, twice)
     except jax.errors.UnexpectedTracerError:  # it closes over a traced value: nothing to try
-        return False
-    pairs = [(np.asarray(a)[1:], np.asarray(b)[1:]) for a, b in zip(first, second, strict=True)]
-    return any(_differ(a, b) for a, b in pairs)
+        return _Found(mixes=False, counts=False)
+    first, second, both = jax.tree.map(np.asarray, found)
+    differ = functools.partial(_differ, tolerance=1e-3)
+    mixes = any(differ(a[1:], b[1:]) for a, b in zip(first, second, strict=True))
+    differ = functools.partial(_differ, tolerance=_rounding(program))
+    counts = any(differ(np.concatenate([a, a]), b) for a, b in zip(first, both, strict=True))
+    return _Found(mixes, counts)
 
 
-def _differ(a: np.ndarray, b: np.ndarray) -> bool:
+def _meet(program: jex.ClosedJaxpr, rows: list) -> bool:
+    """Whether the program lets a row of its last inputs reach another row of what it gives."""
+    labels = [_row_labels(a.shape) for a in rows]
+    rest: list[Any] = [None] * (len(program.in_avals) - len(rows))
+    owners = owners_of(program, rest + labels, credit=False)
+    return any(
+        found is not None
+        and (found.lo.shape[:1] != (ROWS,) or strays(found, _row_labels(found.lo.shape)))
+        for found in owners
+    )
+
+
+def _row_labels(shape: tuple[int, ...]) -> np.ndarray:
+    return np.broadcast_to(np.arange(shape[0]).reshape(-1, *(1,) * (len(shape) - 1)), shape)
+
+
+def _rounding(program: jex.ClosedJaxpr) -> float:
+    """A bound on how far rounding can take two runs of a program apart, for its coarsest dtype."""
+    met = [*_dtypes(program.jaxpr), jnp.float64]
+    return max(float(jnp.finfo(dtype).eps) for dtype in met) ** 0.5
+
+
+def _dtypes(jaxpr: Any) -> Iterator[Any]:
+    """The floating dtypes met in a jaxpr and those within."""
+    for eqn in jaxpr.eqns:
+        for var in eqn.outvars:
+            if jnp.issubdtype(var.aval.dtype, jnp.inexact):
+                yield var.aval.dtype
+        for inner in jex.jaxprs_in_params(eqn.params):
+            yield from _dtypes(inner)
+
+
+def _differ(a: np.ndarray, b: np.ndarray, tolerance: float) -> bool:
     if not jnp.issubdtype(a.dtype, jnp.inexact):
         return bool((a != b).any())
     kind = np.complex128 if np.iscomplexobj(a) else np.float64
     a, b = a.astype(kind), b.astype(kind)
     size = np.abs(a[np.isfinite(a)]).max(initial=0.0)
-    return not np.allclose(a, b, rtol=0, atol=1e-3 * size, equal_nan=True)
+    return not np.allclose(a, b, rtol=0, atol=tolerance * size, equal_nan=True)

@@ -1,9 +1,10 @@
-"""Is a cell what a rule takes it for? Checked on concrete random numbers, never assumed.
+"""Is a cell what a rule takes it for? Read off its program and tried on numbers, never assumed.
 
 *Fidelity*: running the cell with its synapses tapped gives what the cell itself gives.
 *Unit-locality*: each drive column, carry entry and unit parameter touches the state of one unit,
-the column's number modulo N. Both are tried at several random points with one-hot cotangents,
-inside any transformation, since nothing here depends on a traced value.
+the column's number modulo N. Both are tried at several random points with one-hot cotangents, and
+units that meet where no such point lies are found in the program; inside any transformation, since
+nothing here depends on a traced value.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from localgrad.core.model.modules import Module
+from localgrad.core.model.ownership import Owners, owners_of, reduced, strays
 from localgrad.core.model.synapses import (
     CHAINED,
     OUTPUT,
@@ -30,6 +32,22 @@ from localgrad.core.params import Leaves, Path, under
 from localgrad.core.steps import response
 
 
+class Meetings(NamedTuple):
+    """Where a cell's program lets its units meet; all false in a unit-local cell.
+
+    Attributes:
+        drives: for each synapse, whether a column reaches another unit's state.
+        carry: whether a unit's state reaches another's, all drives given.
+        unowned: the parameters outside synapses of which one number a unit reaches another unit.
+        pres: for each synapse, the units whose carry reaches each entry of pre [R].
+    """
+
+    drives: list[bool]
+    carry: bool
+    unowned: frozenset[Path]
+    pres: list[Owners | None]
+
+
 class Findings(NamedTuple):
     """What the trial of a cell shows; every number would be 0 in a unit-local cell.
 
@@ -38,20 +56,22 @@ class Findings(NamedTuple):
         drives: for each synapse, the largest effect of a column on another unit's state.
         carry: the largest effect of a unit's state on another unit's, all drives given.
         leak: how much the effect of a unit's state on its own next one varies between points.
-        others: for each parameter outside synapses, the same as for drives.
+        unowned: for each parameter outside synapses, the same as for drives.
         pres: for each synapse, the effect of each unit's carry on each entry of pre, [N, R].
+        meetings: what the program itself shows.
     """
 
     fidelity: Any
     drives: list[Any]
     carry: Any
     leak: Any
-    others: dict[Path, Any]
+    unowned: dict[Path, Any]
     pres: list[Any]
+    meetings: Meetings
 
 
 def tried(cell: Anatomy, params: Leaves, carry: Any, x: Any) -> Findings:
-    """Tries a cell on random numbers of the given shapes (those of B examples)."""
+    """Tries a cell on random numbers of the given shapes (those of B examples), and reads it."""
     flat, treedef = jax.tree.flatten((carry, x))
     shapes = tuple((a.shape[1:], jnp.dtype(a.dtype).name) for a in flat)
     leaves = tuple((path, leaf.shape, jnp.dtype(leaf.dtype).name) for path, leaf in params.items())
@@ -60,19 +80,57 @@ def tried(cell: Anatomy, params: Leaves, carry: Any, x: Any) -> Findings:
 
 def _findings(module: Module, leaves: tuple, shapes: tuple, treedef: Any) -> Findings:
     draw = Draws()
-    params = {path: draw.weights(shape, dtype) for path, shape, dtype in leaves}
+    params: Any = {path: draw.weights(shape, dtype) for path, shape, dtype in leaves}
     carry, x = jax.tree.unflatten(
         treedef, [draw.values((POINTS, *shape), dtype) for shape, dtype in shapes]
     )
-    found = apart(functools.partial(_trial, module), params, carry, x)
-    return jax.tree.map(np.asarray, found)
-
-
-def _trial(module: Module, params: Leaves, carry: Any, x: Any) -> Findings:
-    draw = Draws()
     cell = dissect(module, params, carry, x)
+    found = apart(functools.partial(_trial, cell), params, carry, x)
+    return Findings(**jax.tree.map(np.asarray, found), meetings=_meetings(cell, params, carry, x))
+
+
+def _meetings(cell: Anatomy, params: Leaves, carry: Any, x: Any) -> Meetings:
+    unowned = {path: params[path] for path in cell.unowned}
+    inputs = (carry, [site.drive for site in cell.sites], unowned)
+
+    def step(inputs: tuple, params: Leaves, x: Any) -> list:
+        carry, drives, unowned = inputs
+        new, _, pres = record(cell.module, params | unowned, carry, x, drives)
+        return [*jax.tree.leaves(new), *pres]
+
+    program = jax.make_jaxpr(step)(inputs, params, x)
+    units, states = jax.tree.leaves(carry)[0].shape[-1], len(jax.tree.leaves(carry))
+    flat, treedef = jax.tree.flatten(inputs)
+    labels = [_unit_labels(leaf.shape, units) for leaf in flat]
+    of_carry, of_drives, of_unowned = jax.tree.unflatten(treedef, range(len(flat)))
+
+    def reach(*seen: int) -> list[Owners | None]:
+        seeds = [a if i in seen else None for i, a in enumerate(labels)]
+        return owners_of(program, seeds + [None] * len(jax.tree.leaves((params, x))), credit=True)
+
+    def meet(*seen: int) -> bool:
+        return any(strays(found, np.arange(units)) for found in reach(*seen)[:states])
+
+    every = range(len(flat))
+    meeting = {i for i in every if meet(i)} if meet(*every) else set()
+    own = jax.tree.leaves(of_carry)
+    return Meetings(
+        drives=[i in meeting for i in of_drives],
+        carry=any(i in meeting for i in own),
+        unowned=frozenset(path for path, i in of_unowned.items() if i in meeting),
+        pres=[found and reduced(found, range(found.lo.ndim - 1)) for found in reach(*own)[states:]],
+    )
+
+
+def _unit_labels(shape: tuple[int, ...], units: int) -> np.ndarray | None:
+    is_labelled = len(shape) > 0 and shape[-1] > 1
+    return np.broadcast_to(np.arange(shape[-1]) % units, shape) if is_labelled else None
+
+
+def _trial(cell: Anatomy, params: Leaves, carry: Any, x: Any) -> dict[str, Any]:
+    draw, module = Draws(), cell.module
     drives = [draw.values(site.drive.shape, site.drive.dtype) for site in cell.sites]
-    others = {path: params[path] for path in cell.unowned}
+    unowned = {path: params[path] for path in cell.unowned}
 
     def plain_step(i: int, layer: Any, pre: Any) -> jax.Array:
         del i
@@ -82,36 +140,36 @@ def _trial(module: Module, params: Leaves, carry: Any, x: Any) -> Findings:
     tapped = respond_to(module, params, carry, x, plain_step)
     gaps = jax.tree.map(lambda a, b: jnp.max(jnp.abs(a - b)), plain, tapped)
 
-    def states(carry: Any, drives: list, others: Leaves) -> list:
-        return jax.tree.leaves(record(module, params | others, carry, x, drives)[0])
+    def states(carry: Any, drives: list, unowned: Leaves) -> list:
+        return jax.tree.leaves(record(module, params | unowned, carry, x, drives)[0])
 
     def received(carry: Any) -> list:
         return record(module, params, carry, x, drives)[2]
 
-    out, pull = jax.vjp(states, carry, drives, others)
+    out, pull = jax.vjp(states, carry, drives, unowned)
     units = jax.tree.leaves(carry)[0].shape[-1]
     spread = jnp.zeros(())
-    leak_carry, leak_drives, leak_others = jnp.zeros(()), [jnp.zeros(())] * len(drives), {}
+    leak_carry, leak_drives, leak_unowned = jnp.zeros(()), [jnp.zeros(())] * len(drives), {}
     for k, leaf in enumerate(out):
         eye = jnp.broadcast_to(jnp.eye(units, dtype=leaf.dtype)[:, None], (units, *leaf.shape))
         one_hot = [jnp.zeros((units, *o.shape), o.dtype) for o in out]
         one_hot[k] = eye
-        to_carry, to_drives, to_others = jax.vmap(pull)(one_hot)
+        to_carry, to_drives, to_unowned = jax.vmap(pull)(one_hot)
         for effect in jax.tree.leaves(to_carry):
             spread = jnp.maximum(spread, jnp.max(jnp.ptp(effect.sum(-1), axis=1)))
         leak_carry = jnp.maximum(leak_carry, _leak(to_carry, units))
         leak_drives = [
             jnp.maximum(a, _leak(b, units)) for a, b in zip(leak_drives, to_drives, strict=True)
         ]
-        for path, effect in to_others.items():
+        for path, effect in to_unowned.items():
             leak = _leak(effect, units) if effect.size > units else jnp.zeros(())
-            leak_others[path] = jnp.maximum(leak_others.get(path, 0.0), leak)
-    return Findings(
+            leak_unowned[path] = jnp.maximum(leak_unowned.get(path, 0.0), leak)
+    return dict(
         fidelity=functools.reduce(jnp.maximum, jax.tree.leaves(gaps)),
         drives=leak_drives,
         carry=leak_carry,
         leak=spread,
-        others=leak_others,
+        unowned=leak_unowned,
         pres=[_felt(received, carry, i, units) for i in range(len(cell.sites))],
     )
 
@@ -191,7 +249,7 @@ def require_local(
             "unchanged."
         )
     paths = [site.layer.path for site in cell.sites]
-    for site, leak in zip(cell.sites, found.drives, strict=True):
+    for site, leak, meets in zip(cell.sites, found.drives, found.meetings.drives, strict=True):
         label = f"layer {'/'.join(site.layer.path)}"
         if site.role == CHAINED:
             raise ValueError(
@@ -209,24 +267,28 @@ def require_local(
                 f"{where}: parameter {'/'.join(path)} works on what {label} receives, and so on "
                 f"many units at once. {way_out}"
             )
-        if site.role != OUTPUT and not leak <= 0:
+        if site.role != OUTPUT and (not leak <= 0 or meets):
             raise ValueError(
-                f"{where}: {label} reaches other units than its own (effect {leak:.2g}), as under "
-                f"a normalisation over units. {way_out}"
+                f"{where}: {label} reaches other units than its own {_seen(leak)}, as under a "
+                f"normalisation over units. {way_out}"
             )
     for path in cell.unowned_reach:
-        if found.others.get(path, 0.0) > 0 or not _is_unit(params[path], units):
+        if found.unowned.get(path, 0.0) > 0 or not _is_unit(params[path], units):
             raise ValueError(
                 f"{where}: parameter {'/'.join(path)} of shape {params[path].shape} belongs to no "
                 f"layer that localgrad can see (one inside nn.jit, nn.remat or nn.WeightNorm is "
                 f"not) and is not one number a unit. {way_out}"
             )
-    if not found.carry <= 0:
+    if not found.carry <= 0 or found.meetings.carry:
         raise ValueError(
             f"{where}: the state of one unit reaches another's outside any layer "
-            f"(effect {found.carry:.2g}). {way_out}"
+            f"{_seen(found.carry)}. {way_out}"
         )
     _require_claimed(cell, params, where, way_out)
+
+
+def _seen(leak: Any) -> str:
+    return "(in its program, if not at the points tried)" if leak <= 0 else f"(effect {leak:.2g})"
 
 
 def _is_unit(leaf: Any, units: int) -> bool:
@@ -267,6 +329,8 @@ def own_entries(cell: Anatomy, found: Findings, name: str) -> dict[int, tuple[in
         units = len(felt)
         start = int(felt[0].argmax())
         in_a_row = felt.sum() == units and np.diagonal(felt, start).sum() == units
+        places = np.arange(felt.shape[1]) - start
+        in_a_row &= not strays(found.meetings.pres[i], np.where(places < units, places, -1))
         if site.layer.kind not in ("Dense", "Linear") or not in_a_row:
             raise ValueError(
                 f"snap cannot credit {name} ({cell.module.name}): layer "
