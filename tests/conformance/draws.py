@@ -22,29 +22,38 @@ def sample(draw: Callable[[jax.Array], Any], count: int = DRAWS, seed: int = 0) 
 def assert_mean(drawn: Any, expected: Any) -> None:
     """Asserts that trees drawn, leaves [count, ...], are `expected` on average.
 
-    Each entry has its z-score, and each leaf one more along the expected leaf, which sees an error
-    of size far better than any entry does. What does not vary must be equal.
+    Each entry has its z-score, and each leaf one more, of its whole gap: that sees a small error
+    that many entries share, in any direction. What does not vary must be equal.
     """
-    found, treedef = jax.tree.flatten(drawn)
-    exact = treedef.flatten_up_to(expected)
+    exact = jax.tree.structure(drawn).flatten_up_to(expected)
     scores = {
-        jax.tree_util.keystr(path): _scores(np.asarray(a), np.asarray(b))
+        jax.tree_util.keystr(path): scores_of(np.asarray(a), np.asarray(b))
         for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(drawn), exact, strict=True)
     }
+    assert scores, "nothing was drawn"
     bar = NormalDist().inv_cdf(1 - CHANCE / 2 / sum(len(z) for z in scores.values()))
-    worst = {name: np.abs(z).max() for name, z in scores.items()}
+    worst = {name: float(np.abs(z).max()) for name, z in scores.items()}
     assert all(z < bar for z in worst.values()), f"z-scores of {worst}, to lie below {bar:.1f}"
-    assert found, "nothing was drawn"
 
 
-def _scores(drawn: np.ndarray, expected: np.ndarray) -> np.ndarray:
-    """The z-scores of one leaf, [count, ...] beside [...]: infinite where it must be equal."""
+def scores_of(drawn: np.ndarray, expected: np.ndarray) -> np.ndarray:
+    """The z-scores of a leaf's entries, infinite where one must be equal, and that of the leaf."""
     count = len(drawn)
-    flat, aim = drawn.reshape(count, -1), expected.reshape(1, -1)
-    along = aim / max(np.linalg.norm(aim), np.finfo(float).tiny)
-    flat, aim = (np.concatenate([a, (a * along).sum(1, keepdims=True)], 1) for a in (flat, aim))
-    gap, error = flat.mean(0) - aim[0], flat.std(0, ddof=1) / np.sqrt(count)
-    size = np.abs(aim).max()
-    constant = error <= 1e-12 * size
-    off = np.where(np.abs(gap) <= 1e-10 * (1 + size), 0.0, np.inf)
-    return np.where(constant, off, gap / np.where(constant, 1, error))
+    flat, aim = drawn.reshape(count, -1), expected.reshape(-1)
+    gap, error = flat.mean(0) - aim, flat.std(0, ddof=1) / np.sqrt(count)
+    constant = error <= 1e-12 * (1 + np.abs(aim))
+    off = np.where(np.abs(gap) <= 1e-10 * (1 + np.abs(aim)), 0.0, np.inf)
+    entries = np.where(constant, off, gap / np.where(constant, 1, error))
+    if constant.all():
+        return entries
+    return np.append(entries, _whole(flat[:, ~constant], gap[~constant]))
+
+
+def _whole(flat: np.ndarray, gap: np.ndarray) -> float:
+    """Hotelling's T^2 of a gap, which is chi^2, as a z-score (Wilson and Hilferty)."""
+    count = len(flat)
+    size, ways = np.linalg.eigh(np.cov(flat.T).reshape(len(gap), -1))
+    held = size > 1e-8 * size.max()
+    free = held.sum()
+    total = count * np.sum((gap @ ways[:, held]) ** 2 / size[held]) * (count - free) / (count - 1)
+    return float(((total / free) ** (1 / 3) - 1 + 2 / (9 * free)) / np.sqrt(2 / (9 * free)))

@@ -106,12 +106,15 @@ def test_what_does_not_vary_must_be_equal():
         draws.assert_mean(same, {"a": np.ones(3) + 1e-6})
 
 
-def test_the_scores_are_those_of_the_mean():
-    """A false alarm is as rare as announced: over many trees the largest score stays below 5.6."""
-    numbers = np.random.default_rng(0).normal(2.0, 3.0, size=(500, 400))
-    scores = draws._scores(numbers, np.full(400, 2.0))
-    assert scores.shape == (401,)
-    assert 0.9 < scores.std() < 1.1 and np.abs(scores).max() < 4.5
+def test_scores_are_as_large_as_announced():
+    """Those of entries and, over many leaves that vary together, those of leaves."""
+    rng = np.random.default_rng(0)
+    leaves = rng.normal(size=(200, 500, 8)) @ rng.normal(size=(8, 6))
+    scores = np.stack([draws.scores_of(3 + leaf, np.full(6, 3.0)) for leaf in leaves])
+    assert scores.shape == (200, 7)
+    np.testing.assert_allclose(scores.std(0), 1, atol=0.2)
+    np.testing.assert_allclose(scores.mean(0), 0, atol=0.3)
+    assert np.abs(scores).max() < 4.5
 
 
 @every_random_rule
