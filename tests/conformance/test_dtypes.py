@@ -33,7 +33,7 @@ def network():
     )
     inputs = rng.normal(size=(B, T, IN)).astype(np.float32)
     carry = model.initialize_carry(jax.random.key(0), (B, IN))
-    params = model.init(jax.random.key(0), carry, inputs[:, 0])["params"]
+    params = jax.jit(model.init)(jax.random.key(0), carry, inputs[:, 0])["params"]
     return model, params, inputs, rng.normal(size=(B, T, OUT)).astype(np.float32)
 
 
@@ -114,7 +114,7 @@ def test_computing_in_bfloat16_with_float32_parameters(name, cell):
     for dtype in (jnp.float32, jnp.bfloat16):
         model = localgrad.Network((CELLS[cell][0](4, dtype=dtype),), nn.Dense(OUT, dtype=dtype))
         carry = model.initialize_carry(jax.random.key(0), (B, IN))
-        params = model.init(jax.random.key(0), carry, batch.inputs[:, 0])["params"]
+        params = jax.jit(model.init)(jax.random.key(0), carry, batch.inputs[:, 0])["params"]
         rule = RULES[name].make(model, optax.l2_loss, example=batch.inputs[0, 0])
         found.append(rule(params, fed_back(rule.init(params)), batch))
     (exact, _), (updates, state) = found

@@ -25,6 +25,7 @@ LOCAL = [n for n, r in SETTLED.items() if r.expectation in ("cut", "diagonal") a
 EXACT = [name for name in EVERYWHERE if RULES[name].expectation == "bptt"]
 
 
+@functools.cache
 def problem(model, symbols=False, spatial=()):
     """Parameters, none zero, and a batch for a model of the zoo."""
     rng = np.random.default_rng(0)
@@ -33,9 +34,9 @@ def problem(model, symbols=False, spatial=()):
     else:
         inputs = jnp.asarray(rng.normal(size=(B, T, *spatial, IN)))
     carry = model.initialize_carry(jax.random.key(0), inputs[:, 0].shape)
-    variables = model.init(jax.random.key(0), carry, inputs[:, 0])
+    variables = jax.jit(model.init)(jax.random.key(0), carry, inputs[:, 0])
     params = jax.tree.map(
-        lambda a: jnp.asarray(a + 0.3 * rng.normal(size=a.shape)), variables["params"]
+        lambda a: jnp.asarray(np.asarray(a) + 0.3 * rng.normal(size=a.shape)), variables["params"]
     )
     _, y = jax.eval_shape(model.apply, {"params": params}, carry, inputs[:, 0])
     return params, localgrad.Batch(inputs, jnp.asarray(rng.normal(size=(B, T, *y.shape[1:]))))
@@ -61,11 +62,14 @@ def streamed(rule, params, batch):
     return jax.tree.map(lambda *each: sum(each), *found), state
 
 
-def exactly(model, params, batch):
+@functools.cache
+def exactly(model, **kind):
     """The gradient."""
+    params, batch = problem(model, **kind)
     return jax.jit(functools.partial(oracles.bptt, model))(params, oracles.steps_of(batch))
 
 
+@functools.cache
 def local_problem(name):
     """A cell of the zoo, alone or in a stack, and its oracle for local rules."""
     cell, step = zoo.LOCAL[name]
@@ -122,8 +126,9 @@ def at_once(rule, params, batch, updates, state):
     ids=lambda model: type(model).__name__,
 )
 def test_exact_rules_are_exact_on_all(model, rule):
-    params, batch = problem(model, isinstance(model, zoo.Symbols))
-    expected = exactly(model, params, batch)
+    kind = {"symbols": isinstance(model, zoo.Symbols)}
+    params, batch = problem(model, **kind)
+    expected = exactly(model, **kind)
     if not RULES[rule].windowed:
         close(learned(make(rule, model, batch), params, batch), expected)
         return
@@ -146,7 +151,7 @@ def test_what_a_local_rule_cannot_credit_it_refuses(cell):
 def test_a_convolutional_cell_is_for_exact_rules():
     model = nn.ConvLSTMCell(2, kernel_size=(2,))
     params, batch = problem(model, spatial=(3,))
-    expected = exactly(model, params, batch)
+    expected = exactly(model, spatial=(3,))
     close(learned(make("bptt", model, batch), params, batch), expected)
     close(streamed(make("rtrl", model, batch, batch_size=B), params, batch)[0], expected)
     for name in LOCAL:
@@ -174,7 +179,7 @@ def test_a_carry_belongs_to_its_examples():
 
 def test_complex_states_are_for_backpropagation():
     params, batch = problem(zoo.Complex())
-    expected = exactly(zoo.Complex(), params, batch)
+    expected = exactly(zoo.Complex())
     close(learned(make("bptt", zoo.Complex(), batch), params, batch), expected)
 
 
@@ -214,11 +219,10 @@ class ByName(zoo.Cell):
 
 
 def test_layers_called_by_name_and_cells_that_hold_arrays():
-    params, batch = problem(ByName())
-    expected = exactly(ByName(), params, batch)
-    close(learned(make("bptt", ByName(), batch), params, batch), expected)
-    whole = learned(make("eprop", ByName(), batch), params, batch)
-    close(streamed(make("eprop", ByName(), batch, batch_size=B), params, batch)[0], whole)
+    params, batch = problem(model := ByName())
+    close(learned(make("bptt", model, batch), params, batch), exactly(model))
+    whole = learned(make("eprop", model, batch), params, batch)
+    close(streamed(make("eprop", model, batch, batch_size=B), params, batch)[0], whole)
 
 
 # Two fields of a fresh state are one buffer there, which cannot be given away twice.
