@@ -67,7 +67,15 @@ def test_a_horizon_beyond_the_data_is_bptt(horizon):
     close(learn(tbptt(batch_size=B, example=built.example), built.params, batch, 4), expected)
 
 
-@pytest.mark.parametrize("model", ["rate", "rate_alpha", "simple", "gru", "lstm", "mgu", "nnx_gru"])
+SOME = ("rate", "rate_alpha", "simple", "gru", "lstm", "mgu", "nnx_gru")
+ALONE = [
+    pytest.param(name, marks=() if name in SOME else pytest.mark.slow)
+    for name, row in MODELS.items()
+    if len(row.cells) == 1 and not RULES["snap"].refusal(row.traits)
+]
+
+
+@pytest.mark.parametrize("model", ALONE)
 def test_snap_is_exact_where_units_do_not_meet(model):
     built = build(model)
 
