@@ -7,23 +7,40 @@ CONSTRAINTS := constraints/$(if $(filter 3.11,$(VERSION)),py311,py312).txt
 STAMP := .venv/installed-$(VERSION)
 # ARGS goes to the command itself: make demo ARGS="--help"
 ARGS ?=
+# Test workers: one a core, at most 8; each holds up to 1.5 GiB. Another number by WORKERS=...
+WORKERS ?= logical
+# Halves what XLA needs to compile on CPU. The pinned jaxlib knows the flag; others may not.
+QUICK := XLA_FLAGS="$$XLA_FLAGS --xla_cpu_use_fusion_emitters=false"
 
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test test-fast test-long test-slow lint bench clean
 help:
-	@echo 'make demo   train one network on handwritten digits with every rule, and compare'
-	@echo 'make test   lint, then all tests and doctests'
-	@echo 'make lint   ruff and pyrefly'
-	@echo 'make bench  time and memory beside jitted BPTT'
-	@echo 'make clean  remove .venv and the caches'
+	@echo 'make demo       train one network on handwritten digits with every rule, and compare'
+	@echo 'make test       lint, then all tests and doctests: test-fast, then test-long'
+	@echo 'make test-fast  tests and doctests of the library alone; ARGS="-k rtrl" for some'
+	@echo 'make test-long  notebooks, experiments, benchmarks and memory'
+	@echo 'make test-slow  the slow tests: every rule on every model'
+	@echo 'make lint       ruff and pyrefly'
+	@echo 'make bench      time and memory beside jitted BPTT'
+	@echo 'make clean      remove .venv and the caches'
 
 demo: $(STAMP)
 	$(BIN)/python -m experiments compare $(ARGS)
 
 test: lint
-	$(BIN)/python -m pytest -n 2 --doctest-modules localgrad tests
+	$(MAKE) test-fast test-long
+
+test-fast: $(STAMP)
+	$(QUICK) $(BIN)/python -m pytest -n $(WORKERS) -m "not slow and not long" \
+	  --doctest-modules localgrad tests $(ARGS)
 # 8 virtual devices are a setting of the whole process, so these tests have their own.
 	JAX_PLATFORMS=cpu XLA_FLAGS="$$XLA_FLAGS --xla_force_host_platform_device_count=8" \
 	  $(BIN)/python -m pytest tests/multidevice
+
+test-long: $(STAMP)
+	$(BIN)/python -m pytest -n $(WORKERS) -m "long and not slow" tests $(ARGS)
+
+test-slow: $(STAMP)
+	$(QUICK) $(BIN)/python -m pytest -n $(WORKERS) -m slow tests $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check

@@ -8,6 +8,7 @@ import matplotlib
 import matplotlib.pyplot as plt
 import pytest
 
+pytestmark = [pytest.mark.long, pytest.mark.optimized]
 FOLDER = Path(__file__).parents[2] / "colabs"
 
 

@@ -1,6 +1,7 @@
 """The table: every rule, every model, and what each pair is held to.
 
-A rule or a model enters by one line; every test of this folder that takes a `case` then runs on it.
+A rule or a model enters by one line, with its traits: every test of this folder that takes a `case`
+or every rule then runs on it, and what a rule refuses follows from the traits of the models.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 from flax import nnx
 
 import localgrad
@@ -23,42 +25,70 @@ B, T, N, IN, OUT = 7, 20, 4, 2, 5
 SYMBOLS = 6
 
 
+TRAITS = {
+    "untapped": "Use nn.LSTMCell: the same parameters load unchanged",
+    "gated": "Use localgrad.eprop",
+    "bare": "readout.*Wrap it: localgrad.Network",
+    "complex": "carry is complex128.* two real arrays",
+}
+"""What some rules refuse in a model, and a part of the message: no layer of its own a gate, a leak
+that depends on the data, no readout, a complex carry."""
+
+
 class Model(NamedTuple):
     """A model of the table.
 
     Attributes:
         make: makes the Flax module.
         cells: the kinds of its cells, the lowest first, as `oracles.CELLS` names them.
+        traits: those of `TRAITS` it has.
         symbols: whether its inputs are integers, through an `Embed` encoder.
     """
 
     make: Callable[[], Any]
     cells: tuple[str, ...]
+    traits: tuple[str, ...] = ()
     symbols: bool = False
+
+
+TELLING = ("embed", "two_gated", "nnx_gru")
+"""The models each rule is tried on: an encoder, a stack and unit parameters; a stack of gated cells
+with two carries; a bare NNX cell with its gates in one kernel. The other pairs are slow tests."""
 
 
 class Rule(NamedTuple):
     """A rule of the table.
 
     Attributes:
-        make: the factory: `(model, loss, batch_size=, window=, reduction=) -> rule`.
-        oracle: the function of `oracles` that says what its updates must be.
-        refuses: what it refuses: a part of the message, by model.
+        make: the factory: `(model, loss, batch_size=, window=, reduction=, example=) -> rule`.
+        expectation: the function of `oracles` that says what its updates must be, or for a `random`
+            rule what their mean over draws must be.
+        refuses: the traits of models it refuses; the first that a model has is what it says.
         windowed: whether it takes `window`; otherwise each call is its horizon, and a split
             truncates.
         credits: the top-level groups of parameters it credits, or None for all of them; the
             others get exact zeros.
         plain: those that get the plain gradient where there is one step only, or None for all.
-        models: the models it is tried on, or None for all.
+        models: the models it is always tried on, or None for all.
+        keyed: for a rule that draws numbers, the factory by its key; `make` is one of them.
+        random: whether the updates themselves are drawn, and not just the feedback weights.
+        public_name: what its messages call it, if not by its name in the table.
     """
 
     make: Callable[..., localgrad.LearningRule]
-    oracle: str
-    refuses: dict[str, str]
+    expectation: str
+    refuses: tuple[str, ...] = ()
     windowed: bool = True
     credits: tuple[str, ...] | None = None
     plain: tuple[str, ...] | None = None
-    models: tuple[str, ...] | None = None
+    models: tuple[str, ...] | None = TELLING
+    keyed: Callable[[jax.Array], Callable[..., localgrad.LearningRule]] | None = None
+    random: bool = False
+    public_name: str | None = None
+
+    def refusal(self, traits: tuple[str, ...]) -> str | None:
+        """What it says to a model of these traits, or None if it takes it."""
+        return next((TRAITS[trait] for trait in self.refuses if trait in traits), None)
 
 
 def _read(*cells: Any, **kwargs: Any) -> Callable[[], localgrad.Network]:
@@ -88,57 +118,78 @@ MODELS: dict[str, Model] = {
     "rate": Model(_read(lambda: _rate(N)), ("rate",)),
     "rate_alpha": Model(_read(lambda: _rate(N, alpha=_leaks, learn_alpha=True)), ("rate_alpha",)),
     "simple": Model(_read(lambda: nn.SimpleCell(N, **_stock)), ("simple",)),
-    "gru": Model(_read(lambda: nn.GRUCell(N, **_stock)), ("gru",)),
-    "lstm": Model(_read(lambda: nn.LSTMCell(N, **_stock)), ("lstm",)),
-    "optimized_lstm": Model(_read(lambda: nn.OptimizedLSTMCell(N, **_stock)), ("lstm",)),
-    "mgu": Model(_read(lambda: nn.MGUCell(N, **_stock)), ("mgu",)),
-    "nnx_simple": Model(lambda: nnx.SimpleCell(IN, N, **_nnx()), ("nnx_simple",)),
-    "nnx_gru": Model(lambda: nnx.GRUCell(IN, N, **_nnx()), ("nnx_gru",)),
-    "nnx_lstm": Model(lambda: nnx.LSTMCell(IN, N, **_nnx()), ("nnx_lstm",)),
+    "gru": Model(_read(lambda: nn.GRUCell(N, **_stock)), ("gru",), ("gated",)),
+    "lstm": Model(_read(lambda: nn.LSTMCell(N, **_stock)), ("lstm",), ("gated",)),
+    "optimized_lstm": Model(
+        _read(lambda: nn.OptimizedLSTMCell(N, **_stock)), ("lstm",), ("gated", "untapped")
+    ),
+    "mgu": Model(_read(lambda: nn.MGUCell(N, **_stock)), ("mgu",), ("gated",)),
+    "nnx_simple": Model(lambda: nnx.SimpleCell(IN, N, **_nnx()), ("nnx_simple",), ("bare",)),
+    "nnx_gru": Model(lambda: nnx.GRUCell(IN, N, **_nnx()), ("nnx_gru",), ("gated", "bare")),
+    "nnx_lstm": Model(lambda: nnx.LSTMCell(IN, N, **_nnx()), ("nnx_lstm",), ("gated", "bare")),
     "two_gated": Model(
-        _read(lambda: nn.MGUCell(N, **_stock), lambda: nn.GRUCell(N - 1, **_stock)),
-        ("mgu", "gru"),
+        _read(lambda: nn.LSTMCell(N, **_stock), lambda: nn.GRUCell(N - 1, **_stock)),
+        ("lstm", "gru"),
+        ("gated",),
     ),
     "two_rates": Model(
         _read(lambda: nn.SimpleCell(N, **_stock), lambda: _rate(N - 1)), ("simple", "rate")
     ),
     "embed": Model(
-        _read(lambda: _rate(N), encoder=lambda: nn.Embed(SYMBOLS, IN)), ("rate",), symbols=True
+        _read(
+            lambda: _rate(N, alpha=_leaks, learn_alpha=True),
+            lambda: nn.SimpleCell(N - 1, **_stock),
+            encoder=lambda: nn.Embed(SYMBOLS, IN),
+        ),
+        ("rate_alpha", "simple"),
+        symbols=True,
     ),
 }
 
-_BARE = ("nnx_simple", "nnx_gru", "nnx_lstm")
-_NO_TAPS = {"optimized_lstm": "Use nn.LSTMCell: the same parameters load unchanged"}
-_NO_READOUT = dict.fromkeys(_BARE, "has no readout. Wrap it: localgrad.Network")
-_GATED = dict.fromkeys(
-    ("gru", "lstm", "mgu", "two_gated", "nnx_gru", "nnx_lstm"), "Use localgrad.eprop"
-)
+
+def _eprop_random(key: jax.Array) -> Callable[..., localgrad.LearningRule]:
+    return functools.partial(localgrad.eprop, feedback="random", key=key)
+
+
+def _rflo(key: jax.Array) -> Callable[..., localgrad.LearningRule]:
+    return functools.partial(localgrad.rflo, key=key)
+
+
+_KEY = jax.random.key(1)
+_LOCAL = ("untapped", "complex")
 
 RULES: dict[str, Rule] = {
-    "bptt": Rule(lambda *a, window=None, **k: localgrad.bptt(*a, **k), "bptt", {}, windowed=False),
-    "tbptt": Rule(functools.partial(localgrad.tbptt, horizon=3), "tbptt", {}),
-    "rtrl": Rule(localgrad.rtrl, "bptt", {}),
-    "snap": Rule(localgrad.snap, "diagonal", _NO_TAPS),
-    "eprop": Rule(localgrad.eprop, "cut", _NO_TAPS),
+    "bptt": Rule(
+        lambda *a, window=None, **k: localgrad.bptt(*a, **k), "bptt", windowed=False, models=None
+    ),
+    "tbptt": Rule(functools.partial(localgrad.tbptt, horizon=3), "tbptt"),
+    "rtrl": Rule(localgrad.rtrl, "bptt", ("complex",), models=None),
+    "snap": Rule(localgrad.snap, "diagonal", _LOCAL),
+    "eprop": Rule(localgrad.eprop, "cut", _LOCAL, models=None),
     "eprop_random": Rule(
-        functools.partial(localgrad.eprop, feedback="random", key=jax.random.key(1)),
+        _eprop_random(_KEY),
         "cut",
-        _NO_TAPS | _NO_READOUT,
+        (*_LOCAL, "bare"),
         plain=("readout",),
-        models=("lstm", "two_rates", "embed", "optimized_lstm", "nnx_gru"),
+        models=("embed", "two_gated", "lstm"),
+        keyed=_eprop_random,
+        public_name="eprop",
     ),
     "rflo": Rule(
-        functools.partial(localgrad.rflo, key=jax.random.key(1)),
+        _rflo(_KEY),
         "cut",
-        _NO_TAPS | _GATED | {"nnx_simple": _NO_READOUT["nnx_simple"]},
+        (*_LOCAL, "gated", "bare"),
         plain=("readout",),
+        models=("embed", "two_rates", "simple"),
+        keyed=_rflo,
     ),
     "readout_only": Rule(
         localgrad.readout_only,
         "readout",
-        dict.fromkeys(_BARE, "Wrap it: localgrad.Network"),
+        ("bare",),
         credits=("readout",),
         plain=("readout",),
+        models=("embed", "two_gated", "optimized_lstm"),
     ),
 }
 
@@ -150,19 +201,36 @@ class Case(NamedTuple):
     model: str
 
 
-PAIRS = [
-    Case(rule, model)
-    for model in MODELS
-    for rule, row in RULES.items()
-    if row.models is None or model in row.models
-]
-CASES = [case for case in PAIRS if case.model not in RULES[case.rule].refuses]
-REFUSALS = [case for case in PAIRS if case.model in RULES[case.rule].refuses]
+def _refusal(case: Case) -> str | None:
+    return RULES[case.rule].refusal(MODELS[case.model].traits)
 
 
-def name_of(case: Case) -> str:
-    """What pytest calls a case."""
-    return f"{case.rule}-{case.model}"
+def _always(case: Case) -> bool:
+    """Whether a pair is no slow test: a telling model, or the first that is refused for a trait."""
+    models, refusal = RULES[case.rule].models, _refusal(case)
+    if refusal is None:
+        return models is None or case.model in models
+    return case == next(c for c in PAIRS if c.rule == case.rule and _refusal(c) == refusal)
+
+
+PAIRS = [Case(rule, model) for model in MODELS for rule in RULES]
+CASES = [case for case in PAIRS if _refusal(case) is None]
+REFUSALS = [case for case in PAIRS if _refusal(case) is not None]
+EVERYWHERE = [name for name, row in RULES.items() if row.models is None]
+"""The rules that every model is tried under: exact backwards, exact forwards, and local."""
+
+
+def cases_of(cases: list[Case]) -> list[Any]:
+    """The cases as pytest takes them; those that are not always tried are slow."""
+    return [
+        pytest.param(case, id="-".join(case), marks=() if _always(case) else pytest.mark.slow)
+        for case in cases
+    ]
+
+
+def message_of(case: Case) -> str:
+    """The message, as a pattern, by which the case's rule refuses its model."""
+    return f"(?s){RULES[case.rule].public_name or case.rule}.*{_refusal(case)}"
 
 
 class Built(NamedTuple):
@@ -196,12 +264,33 @@ def build(name: str) -> Built:
         width = N
     else:
         carry = model.initialize_carry(jax.random.key(0), inputs[:, 0].shape)
-        params = model.init(jax.random.key(0), carry, inputs[:, 0])["params"]
+        params = jax.jit(model.init)(jax.random.key(0), carry, inputs[:, 0])["params"]
         width = OUT
-    params = jax.tree.map(lambda a: jnp.asarray(a + 0.3 * rng.normal(size=a.shape)), params)
+    params = jax.tree.map(
+        lambda a: jnp.asarray(np.asarray(a) + 0.3 * rng.normal(size=a.shape)), params
+    )
     targets = jnp.asarray(rng.normal(size=(B, T, width)))
     batch = localgrad.Batch(inputs, targets)
     return Built(model, params, batch, inputs[0, 0])
+
+
+def made(
+    case: Case,
+    factory: Callable[..., localgrad.LearningRule],
+    streaming: bool = False,
+    window: int | None = None,
+    reduction: str = "sum",
+) -> localgrad.LearningRule:
+    """The rule that a factory makes for the model of a case."""
+    built = build(case.model)
+    return factory(
+        built.model,
+        optax.l2_loss,
+        batch_size=B if streaming else None,
+        window=window,
+        reduction=reduction,
+        example=built.example,
+    )
 
 
 @functools.cache
@@ -209,16 +298,7 @@ def rule_of(
     case: Case, streaming: bool = False, window: int | None = None, reduction: str = "sum"
 ) -> localgrad.LearningRule:
     """The rule of a case; one object a set of arguments, so that what it compiled is shared."""
-    built = build(case.model)
-    batch_size = B if streaming else None
-    return RULES[case.rule].make(
-        built.model,
-        optax.l2_loss,
-        batch_size=batch_size,
-        window=window,
-        reduction=reduction,
-        example=built.example,
-    )
+    return made(case, RULES[case.rule].make, streaming, window, reduction)
 
 
 def groups(tree: Any) -> dict[str, Any]:

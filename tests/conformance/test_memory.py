@@ -11,18 +11,14 @@ import pytest
 import localgrad
 from tests.conformance.table import RULES
 
+# What is allocated is up to the optimizer.
+pytestmark = [pytest.mark.long, pytest.mark.optimized]
 B, IN, OUT = 4, 3, 2
 
 
 @pytest.fixture(scope="module", autouse=True)
 def float64() -> Iterator[None]:
     """Float32, as users run it."""
-    yield
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiles_fast() -> Iterator[None]:
-    """What is allocated is up to the optimizer."""
     yield
 
 

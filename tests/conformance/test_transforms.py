@@ -12,16 +12,12 @@ import numpy as np
 import optax
 import pytest
 
-import localgrad
 from tests.conformance.table import RULES, B, Case, T, build, rule_of
 
 close = functools.partial(chex.assert_trees_all_close, rtol=1e-10, atol=1e-10)
 MODEL = "rate_alpha"
 every_rule = pytest.mark.parametrize("name", RULES)
-KEYED = {
-    "eprop": functools.partial(localgrad.eprop, feedback="random"),
-    "rflo": localgrad.rflo,
-}
+KEYED = {name: row.keyed for name, row in RULES.items() if row.keyed}
 
 
 def steps(batch):
@@ -64,11 +60,11 @@ def test_vmap_over_networks_is_a_loop_over_networks(name):
 
 
 @pytest.mark.parametrize("name", KEYED)
-def test_vmap_over_seeds_draws_other_feedback(name):
+def test_vmap_over_seeds_draws_other_numbers(name):
     built = build(MODEL)
 
     def make(key):
-        return KEYED[name](built.model, optax.l2_loss, key=key)
+        return KEYED[name](key)(built.model, optax.l2_loss)
 
     keys = jax.random.split(jax.random.key(7), 3)
     states = jax.vmap(lambda key: make(key).init(built.params))(keys)
@@ -110,7 +106,7 @@ def test_a_second_call_does_not_trace_again(name):
     assert traces == before
 
 
-@pytest.mark.parametrize("name", ["tbptt", "rtrl", "snap", "eprop_random"])
+@every_rule
 def test_nothing_leaks_from_a_trace(name):
     built = build(MODEL)
     rule = rule_of(Case(name, MODEL), streaming=True, window=5, reduction="mean")
@@ -120,7 +116,7 @@ def test_nothing_leaks_from_a_trace(name):
     close(inside, rule(built.params, rule.init(built.params), built.batch))
 
 
-@pytest.mark.parametrize("name", ["tbptt", "eprop_random"])
+@every_rule
 def test_a_rule_can_be_jitted_by_its_methods(name):
     built, rule = build(MODEL), rule_of(Case(name, MODEL), streaming=True, window=5)
     state = rule.init(built.params)

@@ -14,11 +14,18 @@ import pytest
 
 import localgrad
 from tests.conformance import oracles, zoo
+from tests.conformance.table import EVERYWHERE, RULES, TRAITS
 
 close = functools.partial(chex.assert_trees_all_close, rtol=1e-10, atol=1e-10)
 B, T, IN = 2, 8, 3
 
+# A random rule's updates are compared in the contract only.
+SETTLED = {name: row for name, row in RULES.items() if not row.random}
+LOCAL = [n for n, r in SETTLED.items() if r.expectation in ("cut", "diagonal") and not r.keyed]
+EXACT = [name for name in EVERYWHERE if RULES[name].expectation == "bptt"]
 
+
+@functools.cache
 def problem(model, symbols=False, spatial=()):
     """Parameters, none zero, and a batch for a model of the zoo."""
     rng = np.random.default_rng(0)
@@ -27,18 +34,18 @@ def problem(model, symbols=False, spatial=()):
     else:
         inputs = jnp.asarray(rng.normal(size=(B, T, *spatial, IN)))
     carry = model.initialize_carry(jax.random.key(0), inputs[:, 0].shape)
-    variables = model.init(jax.random.key(0), carry, inputs[:, 0])
+    variables = jax.jit(model.init)(jax.random.key(0), carry, inputs[:, 0])
     params = jax.tree.map(
-        lambda a: jnp.asarray(a + 0.3 * rng.normal(size=a.shape)), variables["params"]
+        lambda a: jnp.asarray(np.asarray(a) + 0.3 * rng.normal(size=a.shape)), variables["params"]
     )
     _, y = jax.eval_shape(model.apply, {"params": params}, carry, inputs[:, 0])
     return params, localgrad.Batch(inputs, jnp.asarray(rng.normal(size=(B, T, *y.shape[1:]))))
 
 
-def make(factory, model, batch, **options):
+def make(name, model, batch, **options):
     """A rule of a model of the zoo."""
     options |= {"reduction": "sum", "example": batch.inputs[0, 0]}
-    return factory(model, optax.l2_loss, **options)
+    return RULES[name].make(model, optax.l2_loss, **options)
 
 
 def learned(rule, params, batch):
@@ -47,14 +54,22 @@ def learned(rule, params, batch):
 
 
 def streamed(rule, params, batch):
-    """The updates of one-step calls, summed."""
+    """The updates of one-step calls, summed, and the state after them."""
     state, found = rule.init(params), []
     for t in range(T):
         updates, state = rule(params, state, jax.tree.map(lambda a, t=t: a[:, t : t + 1], batch))
         found.append(updates)
-    return jax.tree.map(lambda *each: sum(each), *found)
+    return jax.tree.map(lambda *each: sum(each), *found), state
 
 
+@functools.cache
+def exactly(model, **kind):
+    """The gradient."""
+    params, batch = problem(model, **kind)
+    return jax.jit(functools.partial(oracles.bptt, model))(params, oracles.steps_of(batch))
+
+
+@functools.cache
 def local_problem(name):
     """A cell of the zoo, alone or in a stack, and its oracle for local rules."""
     cell, step = zoo.LOCAL[name]
@@ -74,46 +89,61 @@ def local_problem(name):
 
 
 @pytest.mark.parametrize("name", zoo.LOCAL)
-def test_eprop_credits_all_that_stays_in_a_unit(name):
+@pytest.mark.parametrize("rule", LOCAL)
+def test_local_rules_credit_all_that_stays_in_a_unit(rule, name):
     model, params, batch, oracle = local_problem(name)
-    expected = oracle(how="cut")
-    close(learned(make(localgrad.eprop, model, batch, window=3), params, batch), expected)
-    updates = streamed(make(localgrad.eprop, model, batch, batch_size=B), params, batch)
+    how = RULES[rule].expectation
+    if how == "diagonal" and name in zoo.NO_DIAGONAL:
+        with pytest.raises(ValueError, match=zoo.NO_DIAGONAL[name]):
+            learned(make(rule, model, batch), params, batch)
+        return
+    expected = oracle(how=how)
+    updates, state = streamed(one := make(rule, model, batch, batch_size=B), params, batch)
     close(updates, expected)
     assert all(np.all(np.abs(leaf) > 0) for leaf in jax.tree.leaves(updates) if leaf.ndim < 2)
+    if rule in EVERYWHERE:
+        close(learned(make(rule, model, batch, window=3), params, batch), expected)
+    if name in SPLIT:
+        at_once(one, params, batch, updates, state)
 
 
-@pytest.mark.parametrize("name", [name for name in zoo.LOCAL if name != "general"])
-def test_snap_keeps_what_a_unit_sends_to_itself(name):
-    model, params, batch, oracle = local_problem(name)
-    updates = streamed(make(localgrad.snap, model, batch, batch_size=B), params, batch)
-    close(updates, oracle(how="diagonal"))
+SPLIT = ("skip", "reads", "adaptive")
+"""Unit parameters, a layer for input and carry, and two carries: streamed at once and by steps."""
 
 
-def test_snap_refuses_a_layer_without_a_diagonal():
-    model, params, batch, _ = local_problem("general")
-    with pytest.raises(ValueError, match=r"layer h \(Einsum\) .* Use localgrad\.eprop"):
-        learned(make(localgrad.snap, model, batch), params, batch)
+def at_once(rule, params, batch, updates, state):
+    """One call gives these updates and this state."""
+    found, after = rule(params, rule.init(params), batch)
+    close(found, updates)
+    close(after._replace(loss=state.loss), state)
 
 
+@pytest.mark.parametrize("rule", EXACT)
 @pytest.mark.parametrize(
     "model",
     [cell(3) if name == "skip" else cell() for name, (cell, _) in zoo.LOCAL.items()]
     + [cell() for cell in zoo.REFUSED],
     ids=lambda model: type(model).__name__,
 )
-def test_exact_rules_are_exact_on_all(model):
-    params, batch = problem(model, isinstance(model, zoo.Symbols))
-    expected = jax.jit(functools.partial(oracles.bptt, model))(params, oracles.steps_of(batch))
-    close(learned(make(localgrad.bptt, model, batch), params, batch), expected)
-    close(streamed(make(localgrad.rtrl, model, batch, batch_size=B), params, batch), expected)
+def test_exact_rules_are_exact_on_all(model, rule):
+    kind = {"symbols": isinstance(model, zoo.Symbols)}
+    params, batch = problem(model, **kind)
+    expected = exactly(model, **kind)
+    if not RULES[rule].windowed:
+        close(learned(make(rule, model, batch), params, batch), expected)
+        return
+    updates, state = streamed(one := make(rule, model, batch, batch_size=B), params, batch)
+    close(updates, expected)
+    if isinstance(model, tuple(zoo.LOCAL[name][0] for name in SPLIT)):
+        at_once(one, params, batch, updates, state)
+        close(learned(make(rule, model, batch, window=3), params, batch), expected)
 
 
 @pytest.mark.parametrize("cell", zoo.REFUSED, ids=lambda cell: cell.__name__)
 def test_what_a_local_rule_cannot_credit_it_refuses(cell):
     params, batch = problem(cell())
     for batch_size in (None, B):
-        rule = make(localgrad.eprop, cell(), batch, batch_size=batch_size)
+        rule = make("eprop", cell(), batch, batch_size=batch_size)
         with pytest.raises(ValueError, match=f"(?s){zoo.REFUSED[cell]}"):
             rule(params, rule.init(params), batch)
 
@@ -121,23 +151,22 @@ def test_what_a_local_rule_cannot_credit_it_refuses(cell):
 def test_a_convolutional_cell_is_for_exact_rules():
     model = nn.ConvLSTMCell(2, kernel_size=(2,))
     params, batch = problem(model, spatial=(3,))
-    expected = jax.jit(functools.partial(oracles.bptt, model))(params, oracles.steps_of(batch))
-    close(learned(make(localgrad.bptt, model, batch), params, batch), expected)
-    close(streamed(make(localgrad.rtrl, model, batch, batch_size=B), params, batch), expected)
-    rule = make(localgrad.eprop, model, batch)
-    with pytest.raises(
-        ValueError, match=r"eprop cannot credit cell \(ConvLSTMCell\).*convolutional"
-    ):
-        learned(rule, params, batch)
+    expected = exactly(model, spatial=(3,))
+    close(learned(make("bptt", model, batch), params, batch), expected)
+    close(streamed(make("rtrl", model, batch, batch_size=B), params, batch)[0], expected)
+    for name in LOCAL:
+        message = rf"{name} cannot credit cell \(ConvLSTMCell\).*convolutional"
+        with pytest.raises(ValueError, match=message):
+            learned(make(name, model, batch), params, batch)
 
 
-@pytest.mark.parametrize("factory", [localgrad.bptt, localgrad.eprop])
+@pytest.mark.parametrize("name", EVERYWHERE)
 @pytest.mark.parametrize(
     "cell, path", [(zoo.Tied, "e/embedding"), (zoo.WithoutAutapses, "h/kernel")]
 )
-def test_a_layer_whose_parameters_work_elsewhere_is_refused(factory, cell, path):
+def test_a_layer_whose_parameters_work_elsewhere_is_refused(name, cell, path):
     params, batch = problem(cell(), cell is zoo.Tied)
-    rule = make(factory, cell(), batch)
+    rule = make(name, cell(), batch)
     with pytest.raises(ValueError, match=f"parameter {path} outside its layer's own call"):
         learned(rule, params, batch)
 
@@ -145,40 +174,34 @@ def test_a_layer_whose_parameters_work_elsewhere_is_refused(factory, cell, path)
 def test_a_carry_belongs_to_its_examples():
     params, batch = problem(zoo.Counts())
     with pytest.raises(ValueError, match=r"carry of shape \(\).* batch axis, B = [12]"):
-        learned(make(localgrad.bptt, zoo.Counts(), batch), params, batch)
+        learned(make("bptt", zoo.Counts(), batch), params, batch)
 
 
 def test_complex_states_are_for_backpropagation():
     params, batch = problem(zoo.Complex())
-    expected = jax.jit(functools.partial(oracles.bptt, zoo.Complex()))(
-        params, oracles.steps_of(batch)
-    )
-    close(learned(make(localgrad.bptt, zoo.Complex(), batch), params, batch), expected)
-    for factory in (localgrad.rtrl, localgrad.eprop, localgrad.snap):
-        rule = make(factory, zoo.Complex(), batch)
-        with pytest.raises(ValueError, match="carry is complex128.* two real arrays"):
-            learned(rule, params, batch)
+    expected = exactly(zoo.Complex())
+    close(learned(make("bptt", zoo.Complex(), batch), params, batch), expected)
 
 
-@pytest.mark.parametrize("window", [1, 3, 5, 7])
+@pytest.mark.parametrize("name", [n for n, row in RULES.items() if "complex" in row.refuses])
+def test_complex_states_are_refused(name):
+    params, batch = problem(zoo.Complex())
+    with pytest.raises(ValueError, match=TRAITS["complex"]):
+        learned(make(name, zoo.Complex(), batch), params, batch)
+
+
+# The contract has windows that divide the steps; after several of 3 comes one of 2, and 3 after 5.
 @pytest.mark.parametrize(
-    "factory",
-    [
-        functools.partial(localgrad.tbptt, horizon=3),
-        localgrad.rtrl,
-        localgrad.snap,
-        localgrad.eprop,
-        localgrad.readout_only,
-    ],
-    ids=["tbptt", "rtrl", "snap", "eprop", "readout_only"],
+    "window", [3, 5, *(pytest.param(size, marks=pytest.mark.slow) for size in (1, 7))]
 )
-def test_windows_of_any_size_give_the_same(factory, window):
+@pytest.mark.parametrize("name", [name for name, row in SETTLED.items() if row.windowed])
+def test_windows_of_any_size_give_the_same(name, window):
     """Also where one full window is followed by a shorter one."""
-    dense = nn.Dense(2, param_dtype=float)
-    model = localgrad.Network((nn.LSTMCell(4, param_dtype=float),), dense)
+    gated = not RULES[name].refusal(("gated",))
+    cell = (nn.LSTMCell if gated else nn.SimpleCell)(4, param_dtype=float)
+    model = localgrad.Network((cell,), nn.Dense(2, param_dtype=float))
     params, batch = problem(model)
-    whole = make(factory, model, batch, window=T)
-    rule = make(factory, model, batch, window=window)
+    whole, rule = (make(name, model, batch, window=size) for size in (T, window))
     one, other = (r(params, r.init(params), batch) for r in (whole, rule))
     close(one[0], other[0])
     close(one[1].loss, other[1].loss)
@@ -196,17 +219,26 @@ class ByName(zoo.Cell):
 
 
 def test_layers_called_by_name_and_cells_that_hold_arrays():
-    params, batch = problem(ByName())
-    expected = jax.jit(functools.partial(oracles.bptt, ByName()))(params, oracles.steps_of(batch))
-    close(learned(make(localgrad.bptt, ByName(), batch), params, batch), expected)
-    whole = learned(make(localgrad.eprop, ByName(), batch), params, batch)
-    close(streamed(make(localgrad.eprop, ByName(), batch, batch_size=B), params, batch), whole)
+    params, batch = problem(model := ByName())
+    close(learned(make("bptt", model, batch), params, batch), exactly(model))
+    whole = learned(make("eprop", model, batch), params, batch)
+    close(streamed(make("eprop", model, batch, batch_size=B), params, batch)[0], whole)
 
 
-@pytest.mark.parametrize("factory", [localgrad.bptt, localgrad.rtrl, localgrad.eprop])
-def test_a_fresh_state_can_be_donated(factory):
-    params, batch = problem(zoo.Concat())
-    rule = make(factory, zoo.Concat(), batch, batch_size=B)
+# Two fields of a fresh state are one buffer there, which cannot be given away twice.
+ALIASED = pytest.mark.xfail(reason="carry and start share a buffer", strict=False)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=ALIASED if name in ("tbptt", "readout_only") else ())
+        for name in RULES
+    ],
+)
+def test_a_fresh_state_can_be_donated(name):
+    params, batch = problem(model := localgrad.Network((zoo.Concat(),), nn.Dense(2)))
+    rule = make(name, model, batch, batch_size=B)
     expected, _ = rule(params, rule.init(params), batch)
     donating = jax.jit(lambda state: rule(params, state, batch), donate_argnums=0)
     with warnings.catch_warnings():

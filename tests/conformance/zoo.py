@@ -57,30 +57,33 @@ def concat(p, h, x, how):
 
 
 class Skip(Cell):
-    """Its output holds its input as it came."""
+    """Its output holds its input as it came; a leak a unit and a gain for all."""
 
     @nn.compact
     def __call__(self, h, x):
-        h = leaky(h, self.layer("i")(x) + self.layer("h")(h))
+        gain = self.param("gain", nn.initializers.constant(0.7), ())
+        decay = self.param("decay", nn.initializers.constant(0.6), (self.features,))[None]
+        h = decay * h + gain * jnp.tanh(self.layer("i")(x) + self.layer("h")(h))
         return h, h * x
 
 
 def skip(p, h, x, how):
-    h = leaky(h, dense(p["i"], x) + recurrent(p["h"], h, how))
+    drive = dense(p["i"], x) + recurrent(p["h"], h, how)
+    h = p["decay"][None] * h + p["gain"] * jnp.tanh(drive)
     return h, h * x
 
 
 class Reads(Cell):
-    """It holds its own output layer."""
+    """It holds its own output layer, and one layer for input and carry."""
 
     @nn.compact
     def __call__(self, h, x):
-        h = leaky(h, self.layer("i")(x) + self.layer("h")(h))
+        h = leaky(h, self.layer("w")(jnp.concatenate([x, h], axis=-1)))
         return h, nn.Dense(5, name="o")(h**2)
 
 
 def reads(p, h, x, how):
-    h = leaky(h, dense(p["i"], x) + recurrent(p["h"], h, how))
+    h, _ = concat(p, h, x, how)
     return h, dense(p["o"], h**2)
 
 
@@ -247,6 +250,9 @@ LOCAL = {
     )
 }
 """Cells that local rules take."""
+
+NO_DIAGONAL = {"general": r"layer h \(Einsum\) .* Use localgrad\.eprop"}
+"""Those in which no unit's weight on itself can be told, and the message of rules that need it."""
 
 
 # ------------------------------------------------------------------------------------------------

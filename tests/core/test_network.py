@@ -15,7 +15,7 @@ B, T, IN, OUT = 3, 6, 2, 5
 
 def made(model, inputs):
     carry = model.initialize_carry(jax.random.key(0), inputs[:, 0].shape)
-    return model.init(jax.random.key(1), carry, inputs[:, 0])["params"]
+    return jax.jit(model.init)(jax.random.key(1), carry, inputs[:, 0])["params"]
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ def problem():
         jax.random.normal(keys[0], (B, T, IN)), jax.random.normal(keys[1], (B, T, OUT))
     )
     carry = model.initialize_carry(keys[2], (B, IN))
-    return model, model.init(keys[2], carry, batch.inputs[:, 0])["params"], batch
+    return model, jax.jit(model.init)(keys[2], carry, batch.inputs[:, 0])["params"], batch
 
 
 def updated(model, loss, params, batch, **options):
