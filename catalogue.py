@@ -63,6 +63,11 @@ class Rule(NamedTuple):
     plain: tuple[str, ...] | None = None
     models: tuple[str, ...] | None = TELLING
 
+    @property
+    def public_name(self) -> str:
+        """What its messages call it."""
+        return self.factory.__name__
+
     def make(
         self, model: Any, loss: Any, *, key: jax.Array | None = None, **options: Any
     ) -> localgrad.LearningRule:

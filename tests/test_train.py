@@ -11,7 +11,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 import localgrad
-from tests.conformance.table import RULES
+from catalogue import RULES
 
 B, T, IN, N, OUT = 3, 10, 2, 4, 2
 

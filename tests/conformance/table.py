@@ -1,7 +1,8 @@
-"""The table: every rule, every model, and what each pair is held to.
+"""The table: every rule of the catalogue, every model, and what each pair is held to.
 
-A rule or a model enters by one line, with its traits: every test of this folder that takes a `case`
-or every rule then runs on it, and what a rule refuses follows from the traits of the models.
+A rule enters by a row of the catalogue, a model by a line here, with its traits: every test of this
+folder that takes a `case` or every rule then runs on it, and what a rule refuses follows from the
+traits of the models.
 """
 
 from __future__ import annotations
@@ -19,20 +20,11 @@ import pytest
 from flax import nnx
 
 import localgrad
+from catalogue import RULES
 
 # All sizes differ, so that no axis can stand in for another; only the batch has 7 entries.
 B, T, N, IN, OUT = 7, 20, 4, 2, 5
 SYMBOLS = 6
-
-
-TRAITS = {
-    "untapped": "Use nn.LSTMCell: the same parameters load unchanged",
-    "gated": "Use localgrad.eprop",
-    "bare": "readout.*Wrap it: localgrad.Network",
-    "complex": "carry is complex128.* two real arrays",
-}
-"""What some rules refuse in a model, and a part of the message: no layer of its own a gate, a leak
-that depends on the data, no readout, a complex carry."""
 
 
 class Model(NamedTuple):
@@ -41,7 +33,7 @@ class Model(NamedTuple):
     Attributes:
         make: makes the Flax module.
         cells: the kinds of its cells, the lowest first, as `oracles.CELLS` names them.
-        traits: those of `TRAITS` it has.
+        traits: those of the catalogue's `TRAITS` it has.
         symbols: whether its inputs are integers, through an `Embed` encoder.
     """
 
@@ -49,46 +41,6 @@ class Model(NamedTuple):
     cells: tuple[str, ...]
     traits: tuple[str, ...] = ()
     symbols: bool = False
-
-
-TELLING = ("embed", "two_gated", "nnx_gru")
-"""The models each rule is tried on: an encoder, a stack and unit parameters; a stack of gated cells
-with two carries; a bare NNX cell with its gates in one kernel. The other pairs are slow tests."""
-
-
-class Rule(NamedTuple):
-    """A rule of the table.
-
-    Attributes:
-        make: the factory: `(model, loss, batch_size=, window=, reduction=, example=) -> rule`.
-        expectation: the function of `oracles` that says what its updates must be, or for a `random`
-            rule what their mean over draws must be.
-        refuses: the traits of models it refuses; the first that a model has is what it says.
-        windowed: whether it takes `window`; otherwise each call is its horizon, and a split
-            truncates.
-        credits: the top-level groups of parameters it credits, or None for all of them; the
-            others get exact zeros.
-        plain: those that get the plain gradient where there is one step only, or None for all.
-        models: the models it is always tried on, or None for all.
-        keyed: for a rule that draws numbers, the factory by its key; `make` is one of them.
-        random: whether the updates themselves are drawn, and not just the feedback weights.
-        public_name: what its messages call it, if not by its name in the table.
-    """
-
-    make: Callable[..., localgrad.LearningRule]
-    expectation: str
-    refuses: tuple[str, ...] = ()
-    windowed: bool = True
-    credits: tuple[str, ...] | None = None
-    plain: tuple[str, ...] | None = None
-    models: tuple[str, ...] | None = TELLING
-    keyed: Callable[[jax.Array], Callable[..., localgrad.LearningRule]] | None = None
-    random: bool = False
-    public_name: str | None = None
-
-    def refusal(self, traits: tuple[str, ...]) -> str | None:
-        """What it says to a model of these traits, or None if it takes it."""
-        return next((TRAITS[trait] for trait in self.refuses if trait in traits), None)
 
 
 def _read(*cells: Any, **kwargs: Any) -> Callable[[], localgrad.Network]:
@@ -147,53 +99,6 @@ MODELS: dict[str, Model] = {
 }
 
 
-def _eprop_random(key: jax.Array) -> Callable[..., localgrad.LearningRule]:
-    return functools.partial(localgrad.eprop, feedback="random", key=key)
-
-
-def _rflo(key: jax.Array) -> Callable[..., localgrad.LearningRule]:
-    return functools.partial(localgrad.rflo, key=key)
-
-
-_KEY = jax.random.key(1)
-_LOCAL = ("untapped", "complex")
-
-RULES: dict[str, Rule] = {
-    "bptt": Rule(
-        lambda *a, window=None, **k: localgrad.bptt(*a, **k), "bptt", windowed=False, models=None
-    ),
-    "tbptt": Rule(functools.partial(localgrad.tbptt, horizon=3), "tbptt"),
-    "rtrl": Rule(localgrad.rtrl, "bptt", ("complex",), models=None),
-    "snap": Rule(localgrad.snap, "diagonal", _LOCAL),
-    "eprop": Rule(localgrad.eprop, "cut", _LOCAL, models=None),
-    "eprop_random": Rule(
-        _eprop_random(_KEY),
-        "cut",
-        (*_LOCAL, "bare"),
-        plain=("readout",),
-        models=("embed", "two_gated", "lstm"),
-        keyed=_eprop_random,
-        public_name="eprop",
-    ),
-    "rflo": Rule(
-        _rflo(_KEY),
-        "cut",
-        (*_LOCAL, "gated", "bare"),
-        plain=("readout",),
-        models=("embed", "two_rates", "simple"),
-        keyed=_rflo,
-    ),
-    "readout_only": Rule(
-        localgrad.readout_only,
-        "readout",
-        ("bare",),
-        credits=("readout",),
-        plain=("readout",),
-        models=("embed", "two_gated", "optimized_lstm"),
-    ),
-}
-
-
 class Case(NamedTuple):
     """One pair of the table."""
 
@@ -230,7 +135,7 @@ def cases_of(cases: list[Case]) -> list[Any]:
 
 def message_of(case: Case) -> str:
     """The message, as a pattern, by which the case's rule refuses its model."""
-    return f"(?s){RULES[case.rule].public_name or case.rule}.*{_refusal(case)}"
+    return f"(?s){RULES[case.rule].public_name}.*{_refusal(case)}"
 
 
 class Built(NamedTuple):

@@ -14,13 +14,12 @@ import jax
 import numpy as np
 import pytest
 
+from catalogue import RULES, TELLING
 from localgrad import Batch
 from tests.conformance import draws, oracles
 from tests.conformance.table import (
     CASES,
     MODELS,
-    RULES,
-    TELLING,
     B,
     Case,
     T,
@@ -129,7 +128,9 @@ def holds(case: Case, updates: Any, exact: dict, batch: Batch, streaming: bool =
     built = build(case.model)
 
     def draw(key: jax.Array) -> Any:
-        rule = made(case, row.keyed(key), streaming, window=5 if streaming else None)
+        rule = made(
+            case, functools.partial(row.make, key=key), streaming, window=5 if streaming else None
+        )
         found = groups(rule(built.params, rule.init(built.params), batch)[0])
         return {group: found[group] for group in updates}
 

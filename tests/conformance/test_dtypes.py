@@ -11,7 +11,7 @@ import optax
 import pytest
 
 import localgrad
-from tests.conformance.table import RULES
+from catalogue import RULES
 
 B, T, IN, OUT = 4, 6, 2, 3
 every_rule = pytest.mark.parametrize("name", RULES)

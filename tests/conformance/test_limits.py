@@ -11,8 +11,9 @@ import optax
 import pytest
 
 import localgrad
+from catalogue import RULES
 from tests.conformance import oracles
-from tests.conformance.table import MODELS, RULES, B, Case, T, build, groups, rule_of
+from tests.conformance.table import MODELS, B, Case, T, build, groups, rule_of
 
 close = functools.partial(chex.assert_trees_all_close, rtol=1e-10, atol=1e-10)
 
@@ -141,7 +142,7 @@ def test_random_feedback_has_the_announced_size(name):
     network = localgrad.Network((nn.SimpleCell(200),), readout=nn.Dense(300))
     carry = network.initialize_carry(jax.random.key(0), (1, 3))
     params = jax.eval_shape(network.init, jax.random.key(0), carry, jnp.zeros((1, 3)))["params"]
-    state = RULES[name].keyed(jax.random.key(5))(network, optax.l2_loss).init(params)
+    state = RULES[name].make(network, optax.l2_loss, key=jax.random.key(5)).init(params)
     if not hasattr(state, "feedback"):
         pytest.skip("it draws something else")
     (drawn,) = state.feedback.values()

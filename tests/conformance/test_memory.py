@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import localgrad
-from tests.conformance.table import RULES
+from catalogue import RULES
 
 # What is allocated is up to the optimizer.
 pytestmark = [pytest.mark.long, pytest.mark.optimized]

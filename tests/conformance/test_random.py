@@ -16,8 +16,9 @@ import optax
 import pytest
 
 import localgrad
+from catalogue import RULES, Rule
 from tests.conformance import draws, oracles
-from tests.conformance.table import RULES, Rule, build, groups
+from tests.conformance.table import build, groups
 
 MODEL = "rate_alpha"
 
@@ -56,10 +57,8 @@ class Noisy:
 def noisy(bias: float = 0.0, scale: float = 1.0) -> Rule:
     """A row of the table for it."""
 
-    def keyed(key: jax.Array) -> Any:
-        return functools.partial(Noisy, key=key, bias=bias, scale=scale)
-
-    return Rule(keyed(jax.random.key(1)), "bptt", keyed=keyed, random=True)
+    factory: Any = functools.partial(Noisy, bias=bias, scale=scale)
+    return Rule(factory, "noisy", "bptt", keyed=True, random=True)
 
 
 RANDOM = {"noisy": noisy()} | {name: row for name, row in RULES.items() if row.random}
@@ -73,9 +72,7 @@ def drawn(row: Rule, examples: slice = slice(None), count: int = draws.DRAWS) ->
     batch = batch._replace(mask=jnp.ones(batch.inputs.shape[:2]))
 
     def draw(key: jax.Array) -> Any:
-        rule = row.keyed(key)(
-            built.model, optax.l2_loss, batch_size=None, reduction="sum", example=built.example
-        )
+        rule = row.make(built.model, optax.l2_loss, key=key, reduction="sum", example=built.example)
         return groups(rule(built.params, rule.init(built.params), batch)[0])
 
     return draws.sample(draw, count)

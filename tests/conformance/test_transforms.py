@@ -12,12 +12,13 @@ import numpy as np
 import optax
 import pytest
 
-from tests.conformance.table import RULES, B, Case, T, build, rule_of
+from catalogue import RULES
+from tests.conformance.table import B, Case, T, build, rule_of
 
 close = functools.partial(chex.assert_trees_all_close, rtol=1e-10, atol=1e-10)
 MODEL = "rate_alpha"
 every_rule = pytest.mark.parametrize("name", RULES)
-KEYED = {name: row.keyed for name, row in RULES.items() if row.keyed}
+KEYED = [name for name, row in RULES.items() if row.keyed]
 
 
 def steps(batch):
@@ -64,7 +65,7 @@ def test_vmap_over_seeds_draws_other_numbers(name):
     built = build(MODEL)
 
     def make(key):
-        return KEYED[name](key)(built.model, optax.l2_loss)
+        return RULES[name].make(built.model, optax.l2_loss, key=key)
 
     keys = jax.random.split(jax.random.key(7), 3)
     states = jax.vmap(lambda key: make(key).init(built.params))(keys)

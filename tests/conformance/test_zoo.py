@@ -13,8 +13,9 @@ import optax
 import pytest
 
 import localgrad
+from catalogue import RULES, TRAITS
 from tests.conformance import oracles, zoo
-from tests.conformance.table import EVERYWHERE, RULES, TRAITS
+from tests.conformance.table import EVERYWHERE
 
 close = functools.partial(chex.assert_trees_all_close, rtol=1e-10, atol=1e-10)
 B, T, IN = 2, 8, 3

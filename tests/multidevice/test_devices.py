@@ -11,7 +11,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 import localgrad
-from tests.conformance.table import RULES
+from catalogue import RULES
 
 B, T, IN, OUT = 8, 6, 3, 2
 
