@@ -20,11 +20,12 @@ B, T, N, IN = 2, 5, 4, 3
 
 
 @pytest.fixture(scope="module", autouse=True)
-def compiles_fast():
-    """These tests compile much and compute little."""
+def float64_compiled_fast():
+    """These tests compile much and compute little, and numbers are compared at 1e-10."""
     before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", True)
-    yield
+    with jax.enable_x64(True):
+        yield
     jax.config.update("jax_disable_most_optimizations", before)
 
 
@@ -47,7 +48,7 @@ def owned(f, *args, credit=False):
 
 
 A = np.arange(8.0).reshape(2, 4) / 7
-EYE = jnp.eye(4)
+EYE = np.eye(4)
 SELF = np.arange(4)
 ODD = jax.custom_jvp(lambda a: jnp.where(a > 0, a, 0.0))
 ODD.defjvps(lambda t, out, a: t)
@@ -208,7 +209,7 @@ STEPS = [
 
 
 @pytest.mark.parametrize("seed", range(25))
-def test_owners_are_no_fewer_than_perturbations_show(x64, seed):
+def test_owners_are_no_fewer_than_perturbations_show(seed):
     """In random programs of readable steps: values for value, derivatives for credit."""
     rng = np.random.default_rng(seed)
     chosen = rng.integers(len(STEPS), size=5)
@@ -434,7 +435,7 @@ class Passing(Coupled):
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_units_kept_apart_in_roundabout_ways(x64, way):
+def test_units_kept_apart_in_roundabout_ways(way):
     def step(p, h, x, how):
         h = zoo.leaky(h, oracles.dense(p["i"], x) + oracles.recurrent(p["h"], h, how))
         return (h := WAYS[way](h)), h
@@ -465,7 +466,7 @@ class Fused(zoo.Cell):
 
 
 @pytest.mark.parametrize("by", ["split", "reshape", "slice"])
-def test_gates_in_one_kernel(x64, by):
+def test_gates_in_one_kernel(by):
     compare(Fused(by=by), "nnx_gru")
 
 
@@ -512,7 +513,7 @@ DYNAMICS = {"adaptive": adaptive, "diagonal": diagonal}
 
 
 @pytest.mark.parametrize("dynamics", DYNAMICS)
-def test_units_with_several_states(x64, dynamics):
+def test_units_with_several_states(dynamics):
     def step(p, carry, x, how):
         drive = oracles.dense(p["i"], x)
         if dynamics == "adaptive":
