@@ -13,7 +13,7 @@ from flax import nnx
 from jax import lax
 
 import localgrad
-from localgrad.core.model.ownership import owners_of
+from localgrad.core.ownership.walk import owners_of
 from tests.conformance import oracles, zoo
 
 B, T, N, IN = 2, 5, 4, 3

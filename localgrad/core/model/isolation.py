@@ -17,8 +17,9 @@ import numpy as np
 from jax.extend import core as jex
 
 from localgrad.core.model.modules import Module
-from localgrad.core.model.ownership import owners_of, strays
 from localgrad.core.model.trial import Draws, apart, memoised
+from localgrad.core.ownership.owners import strays
+from localgrad.core.ownership.walk import owners_of
 from localgrad.core.params import Leaves
 
 ROWS = 3

@@ -17,7 +17,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from localgrad.core.model.modules import Module
-from localgrad.core.model.ownership import Owners, owners_of, reduced, strays
 from localgrad.core.model.synapses import (
     CHAINED,
     OUTPUT,
@@ -28,6 +27,8 @@ from localgrad.core.model.synapses import (
     respond_to,
 )
 from localgrad.core.model.trial import POINTS, Draws, apart, memoised
+from localgrad.core.ownership.owners import Owners, reduced, strays
+from localgrad.core.ownership.walk import owners_of
 from localgrad.core.params import Leaves, Path, under
 from localgrad.core.steps import response
 

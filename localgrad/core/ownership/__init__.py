@@ -1,0 +1,1 @@
+"""Whose is each number of a program? Owners, followed through its equations."""
