@@ -274,7 +274,8 @@ def require_local(
                 f"normalisation over units. {way_out}"
             )
     for path in cell.unowned_reach:
-        if found.unowned.get(path, 0.0) > 0 or not _is_unit(params[path], units):
+        reaches = found.unowned.get(path, 0.0) > 0 or path in found.meetings.unowned
+        if reaches or not _is_unit(params[path], units):
             raise ValueError(
                 f"{where}: parameter {'/'.join(path)} of shape {params[path].shape} belongs to no "
                 f"layer that localgrad can see (one inside nn.jit, nn.remat or nn.WeightNorm is "

@@ -206,8 +206,8 @@ def _until_steady(
         new = [joined(a, b) or a for a, b in zip(held, outs[: len(held)], strict=True)]
         if all(np.array_equal(a, b) for a, b in zip(held, new, strict=True)):
             found = [*held, *outs[len(held) :]]
-            fitted = [fitted(o, shape) for o, shape in zip(found, shapes, strict=True)]
-            return [Fact(unless_many(owners)) for owners in fitted]
+            each = [fitted(o, shape) for o, shape in zip(found, shapes, strict=True)]
+            return [Fact(unless_many(owners)) for owners in each]
         held = new
     return [Fact(owners) for owners in unread(eqn, ins)]
 
