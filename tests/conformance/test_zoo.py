@@ -226,17 +226,7 @@ def test_layers_called_by_name_and_cells_that_hold_arrays():
     close(streamed(make("eprop", model, batch, batch_size=B), params, batch)[0], whole)
 
 
-# Two fields of a fresh state are one buffer there, which cannot be given away twice.
-ALIASED = pytest.mark.xfail(reason="carry and start share a buffer", strict=False)
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=ALIASED if name in ("tbptt", "readout_only") else ())
-        for name in RULES
-    ],
-)
+@pytest.mark.parametrize("name", RULES)
 def test_a_fresh_state_can_be_donated(name):
     params, batch = problem(model := localgrad.Network((zoo.Concat(),), nn.Dense(2)))
     rule = make(name, model, batch, batch_size=B)
