@@ -111,6 +111,7 @@ RULES: dict[str, Rule] = {
         plain=("readout",),
         models=("embed", "two_gated", "lstm"),
     ),
+    "deep_eprop": Rule(localgrad.deep_eprop, "deep e-prop", "deep", {}, _LOCAL),
     "rflo": Rule(
         localgrad.rflo,
         "RFLO, random",

@@ -6,6 +6,7 @@ from localgrad.core.model.modules import from_nnx
 from localgrad.core.model.network import Network
 from localgrad.diagnostics import Alignment, compare, summary
 from localgrad.rules.backprop import bptt, tbptt
+from localgrad.rules.deep import deep_eprop
 from localgrad.rules.eligibility import eprop, rflo, snap
 from localgrad.rules.influence import rtrl
 from localgrad.rules.readout import readout_only
@@ -19,6 +20,7 @@ __all__ = [
     "RateCell",
     "bptt",
     "compare",
+    "deep_eprop",
     "eprop",
     "evaluate",
     "from_nnx",

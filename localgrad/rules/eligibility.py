@@ -16,20 +16,21 @@ from localgrad.core.frame import (
     outcome_of,
     windowed_rule,
 )
-from localgrad.core.model.locality import (
-    own_entries,
-    require_constant_leak,
-    require_fidelity,
-    require_local,
-    require_units,
-    tried,
-)
+from localgrad.core.model.locality import require_constant_leak
 from localgrad.core.model.stack import Stack
 from localgrad.core.params import Leaves, Path, placed, under
 from localgrad.core.passes.backward import assign, input_credit
-from localgrad.core.passes.eligibility import default_window, learn_units, live_leaves, silent
+from localgrad.core.passes.eligibility import (
+    default_window,
+    learn_units,
+    live_leaves,
+    method_of,
+    require_units_apart,
+    silent,
+    tried_cell,
+)
 from localgrad.core.passes.feedback import Feedback, make_feedback, require_feedback, send
-from localgrad.core.passes.forward import CUT, DIAGONAL, Method
+from localgrad.core.passes.forward import CUT, DIAGONAL
 from localgrad.core.passes.run import Level, descend
 from localgrad.core.steps import one_row, row
 
@@ -367,7 +368,7 @@ def _visit(
     """One cell: its gradients, its eligibilities, and the same-time credit of its input."""
     if state.feedback is not None:
         q_y = send(how.rule, at.name, q_out, state.feedback[at.name], at.tape.ys)
-    method = Method(how.cut, _entries(frame, at) if how.cut == DIAGONAL else {})
+    method = method_of(how.cut, frame.stack, frame.params, at.number)
     held = under(state.eligibility, at.prefix)
     grads, kept = learn_units(at, q_y, held, method, frame.opening, frame.closing)
     if at.number == 0 and not at.below or at.number > 0 and state.feedback is not None:
@@ -376,24 +377,12 @@ def _visit(
     return grads, kept, row(input_credit(at.cell, at.params, at.tape, spatial), 0)
 
 
-def _entries(frame: Frame, at: Level) -> dict[int, tuple[int, int]]:
-    """Where the units lie in what each recurrent synapse receives."""
-    stack = frame.stack
-    found = tried(at.cell, at.params, stack.initial[at.number], stack.fed[at.number])
-    return own_entries(at.cell, found, at.name)
-
-
 def _screen(how: _Local, stack: Stack, params: Leaves) -> None:
-    for level, cell in enumerate(stack.cells):
-        own, name = under(params, stack.prefixes[level]), stack.name(level)
-        require_units(cell, stack.initial[level], name, how.rule)
-        found = tried(cell, own, stack.initial[level], stack.fed[level])
-        require_fidelity(cell, found, name)
-        require_local(cell, own, stack.initial[level], found, name, how.rule)
-        if how.leaky_only:
-            require_constant_leak(cell, found, name, how.rule)
-        if how.cut == DIAGONAL:
-            own_entries(cell, found, name)
+    require_units_apart(how.rule, how.cut, stack, params)
+    if how.leaky_only:
+        for level, cell in enumerate(stack.cells):
+            found = tried_cell(stack, params, level)
+            require_constant_leak(cell, found, stack.name(level), how.rule)
 
 
 def _credits(how: _Local, stack: Stack, params: Leaves) -> dict[Path, str]:

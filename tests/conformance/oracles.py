@@ -311,6 +311,12 @@ def local(net: Net, params: Params, steps: Steps, how: str, feedback: Any = None
     return learned | {"readout": readout(net, params, steps)["readout"]}
 
 
+def deep(net: Net, params: Params, steps: Steps, how: str) -> Params:
+    """Credit that takes every way through the network but those from unit to unit of a layer."""
+    hows = [how] * len(net.cells)
+    return jax.grad(lambda p: weighed(levels(net, p, steps, hows)[1], steps))(params)
+
+
 def readout(net: Net, params: Params, steps: Steps) -> Params:
     """The readout's own gradient, and zeros elsewhere."""
 

@@ -107,6 +107,8 @@ def program(model: str, oracle: str):
     net = oracles.net_of(MODELS[model].cells, built.model, oracles.steps_of(built.batch))
     if oracle == "readout":
         return jax.jit(lambda params, steps, _: oracles.readout(net, params, steps))
+    if oracle == "deep":
+        return jax.jit(lambda params, steps, _: oracles.deep(net, params, steps, "cut"))
     return jax.jit(lambda params, steps, fed: oracles.local(net, params, steps, oracle, fed))
 
 

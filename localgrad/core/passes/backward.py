@@ -90,21 +90,21 @@ def sweep_units(
 ) -> tuple[Any, list[jax.Array]]:
     """Sends credit backward through the unit dynamics alone: a linear recursion for each unit.
 
-    Row 0 is the loss. Each of the `probes` rows after it starts as ones on one live carry leaf at
-    the window's end, so that it becomes that leaf's derivative for the past.
+    Each of the `probes` rows behind those given starts as ones on one live carry leaf at the
+    window's end, so that it becomes that leaf's derivative for the past.
 
     Args:
         cell: its anatomy.
         params: its parameters.
         tape: of the forward pass.
-        q_ys: credit of the outputs, leaves [W, B, ...].
+        q_ys: credit of the outputs, leaves [W, K, B, ...].
         live: the S carry leaves through which a unit remembers.
-        probes: S, or 0 for the loss alone.
+        probes: S, or 0 for none.
         method: how credit passes the recurrent synapses, cut or along the diagonal.
 
     Returns:
-        Credit of the carry that leaves each step, leaves [W, K, B, N], and of the live leaves that
-        entered the window, S of [K, B, N].
+        Credit of the carry that leaves each step, leaves [W, K + probes, B, N], and of the live
+        leaves that entered the window, S of [K + probes, B, N].
     """
     steps = length(tape.ys)
     carry, x, drives = merge_steps((tape.carries, tape.xs, tape.drives))
@@ -120,37 +120,64 @@ def sweep_units(
 
     (out, y), pull = jax.vjp(step, *(leaves[k] for k in live))
     none, still = [jnp.zeros_like(leaf) for leaf in out], jax.tree.map(jnp.zeros_like, y)
-    entering = pull((none, merge_steps(q_ys)))  # what the outputs say of the carry, S of [WB, N]
+    # What the outputs say of the carry, S of [K, WB, N].
+    entering = jax.vmap(lambda q: pull((none, q)))(_rows_first(q_ys))
     jacobian = [
         pull(([jnp.ones_like(leaf) if j == i else leaf for j, leaf in enumerate(none)], still))
         for i in range(len(live))
     ]  # [i][j]: how leaf i of the new carry feels leaf j of the old, [WB, N]
     if tape.reset is not None:
         flat = tape.reset.reshape(-1)
-        entering, jacobian = forget(entering, flat), forget(jacobian, flat)
-    entering, jacobian = split_steps((entering, jacobian), steps)
+        jacobian = forget(jacobian, flat)
+        entering = jax.vmap(lambda q: forget(q, flat))(entering)
+    jacobian = split_steps(jacobian, steps)
+    entering = _steps_first(entering, steps)
+    rows = length(entering[0][0])
 
     def back(q: tuple, now: tuple) -> tuple[tuple, tuple]:
         entering, jacobian = now
         new = tuple(
             sum(row[j][None] * q_i for row, q_i in zip(jacobian, q, strict=True))
-            + padded(entering[j][None], 1 + probes)
+            + padded(entering[j], rows + probes)
             for j in range(len(live))
         )
         return new, q
 
     ends = tuple(
-        jnp.stack([jnp.full(a.shape[1:], float(i == r), a.dtype) for r in range(-1, probes)])
+        jnp.concatenate(
+            [
+                jnp.zeros(a.shape[1:], a.dtype),
+                *(jnp.full((1, *a.shape[2:]), float(i == r), a.dtype) for r in range(probes)),
+            ]
+        )
         for i, a in enumerate(entering)
     )
     q_start, left = jax.lax.scan(back, ends, (entering, jacobian), reverse=True)
     every = [
         left[live.index(k)]
         if k in live
-        else jnp.zeros((steps, 1 + probes, *leaf.shape[1:]), leaf.dtype)
+        else jnp.zeros((steps, rows + probes, *leaf.shape[1:]), leaf.dtype)
         for k, leaf in enumerate(jax.tree.leaves(tape.carries))
     ]
     return jax.tree.unflatten(treedef, every), list(q_start)
+
+
+def _rows_first(tree: Any) -> Any:
+    """[W, K, B, ...] -> [K, W B, ...], leaf by leaf."""
+
+    def move(a: jax.Array) -> jax.Array:
+        return jnp.moveaxis(a, 1, 0).reshape(a.shape[1], -1, *a.shape[3:])
+
+    return jax.tree.map(move, tree)
+
+
+def _steps_first(tree: Any, steps: int) -> Any:
+    """[K, W B, ...] -> [W, K, B, ...], leaf by leaf."""
+
+    def move(a: jax.Array) -> jax.Array:
+        return jnp.moveaxis(a.reshape(len(a), steps, -1, *a.shape[2:]), 0, 1)
+
+    return jax.tree.map(move, tree)
 
 
 class _Within(NamedTuple):
@@ -172,9 +199,8 @@ class _Within(NamedTuple):
 
 def _within(cell: Anatomy, params: Leaves, tape: Tape, q_ys: Any, left: Any) -> _Within:
     count = length(jax.tree.leaves(q_ys)[0][0] if left is None else jax.tree.leaves(left)[0][0])
-    q_ys = jax.tree.map(lambda q: padded(jnp.moveaxis(q, 1, 0), count), q_ys)
-    credit = q_ys if left is None else (jax.tree.map(lambda q: jnp.moveaxis(q, 1, 0), left), q_ys)
-    credit = jax.tree.map(lambda q: q.reshape(count, -1, *q.shape[3:]), credit)
+    q_ys = jax.tree.map(lambda q: padded(q, count), _rows_first(q_ys))
+    credit = q_ys if left is None else (_rows_first(left), q_ys)
     carry, x, drives = merge_steps((tape.carries, tape.xs, tape.drives))
     wants_x = _wants_x(cell, tape.xs)
 
@@ -201,11 +227,7 @@ def assign(cell: Anatomy, params: Leaves, tape: Tape, q_ys: Any, left: Any = Non
     """
     at, steps = _within(cell, params, tape, q_ys, left), length(tape.ys)
     _, pull = jax.vjp(lambda d, p: at.step(d, p, {}), at.drives, at.x_path)
-    posts, direct = jax.tree.map(
-        lambda q: jnp.moveaxis(q.reshape(len(q), steps, -1, *q.shape[2:]), 0, 1),
-        jax.vmap(pull)(at.credit),
-    )
-    return Credit(posts, direct)
+    return Credit(*_steps_first(jax.vmap(pull)(at.credit), steps))
 
 
 def unowned_whole(cell: Anatomy, params: Leaves, tape: Tape, q_ys: Any, left: Any = None) -> Leaves:

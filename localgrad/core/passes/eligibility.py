@@ -14,6 +14,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from localgrad.core.model.locality import (
+    Findings,
+    own_entries,
+    require_fidelity,
+    require_local,
+    require_units,
+    tried,
+)
 from localgrad.core.model.stack import Stack
 from localgrad.core.model.synapses import Anatomy
 from localgrad.core.params import Leaves, accumulator, placed, under
@@ -22,6 +30,32 @@ from localgrad.core.passes.contraction import contract, outer, pres
 from localgrad.core.passes.forward import DIAGONAL, Method
 from localgrad.core.passes.run import Level
 from localgrad.core.steps import even_window, examples_first, one_row, over_examples, row
+
+
+def tried_cell(stack: Stack, params: Leaves, level: int) -> Findings:
+    """What a trial of one cell shows."""
+    own = under(params, stack.prefixes[level])
+    return tried(stack.cells[level], own, stack.initial[level], stack.fed[level])
+
+
+def require_units_apart(rule: str, cut: str, stack: Stack, params: Leaves) -> None:
+    """Raises, by name, for a cell whose units a rule cannot treat one by one."""
+    for level, cell in enumerate(stack.cells):
+        own, name, carry = under(params, stack.prefixes[level]), stack.name(level), stack.initial
+        require_units(cell, carry[level], name, rule)
+        found = tried_cell(stack, params, level)
+        require_fidelity(cell, found, name)
+        require_local(cell, own, carry[level], found, name, rule)
+        if cut == DIAGONAL:
+            own_entries(cell, found, name)
+
+
+def method_of(cut: str, stack: Stack, params: Leaves, level: int) -> Method:
+    """How credit passes the recurrent synapses of one cell."""
+    if cut != DIAGONAL:
+        return Method(cut, {})
+    found = tried_cell(stack, params, level)
+    return Method(cut, own_entries(stack.cells[level], found, stack.name(level)))
 
 
 def live_leaves(cell: Anatomy, cut: str) -> list[int]:
@@ -90,7 +124,7 @@ def learn_units(
     left, entering = None, []
     if live:
         probes = 0 if closing else len(live)
-        left, entering = sweep_units(cell, params, tape, q_y, live, probes, method)
+        left, entering = sweep_units(cell, params, tape, signal, live, probes, method)
     credit = assign(cell, params, tape, signal, left)
     grads = contract(cell, params, received, row(credit.posts, 0))
     first = None if left is None else jax.tree.map(lambda q: q[:, :1], left)
@@ -109,7 +143,7 @@ def learn_units(
     learn = functools.partial(_learn_example, cell, params, opening, closing)
     recalled, kept = over_examples(learn, traces)
     for path, grad in recalled.items():
-        grads[path] += _to_leaf(grad, params[path]) if path in cell.unowned else grad
+        grads[path] += to_leaf(grad, params[path]) if path in cell.unowned else grad
     return grads, eligibility if closing else kept
 
 
@@ -142,7 +176,7 @@ def _learn_example(
     recalled: Leaves = {}
     if not opening:
         for path, old in at.held.items():
-            terms = [_spread(lam[0], old) * old[s] for s, lam in enumerate(at.entering)]
+            terms = [spread(lam[0], old) * old[s] for s, lam in enumerate(at.entering)]
             recalled[path] = functools.reduce(jnp.add, terms)
     if closing:
         return recalled, {}
@@ -156,18 +190,18 @@ def _learn_example(
     for path, old in at.held.items():
         terms: list[jax.Array] = [window[path].astype(old.dtype)]
         if not opening:
-            terms += [_spread(lam[1:], old) * old[s][None] for s, lam in enumerate(at.entering)]
+            terms += [spread(lam[1:], old) * old[s][None] for s, lam in enumerate(at.entering)]
         kept[path] = functools.reduce(jnp.add, terms)
     return recalled, kept
 
 
-def _spread(per_unit: jax.Array, like: jax.Array) -> jax.Array:
+def spread(per_unit: jax.Array, like: jax.Array) -> jax.Array:
     """[..., N] -> [..., 1, ..., D] beside `like` [S, ..., D]: column d is of unit d modulo N."""
     tiled = jnp.tile(per_unit, like.shape[-1] // per_unit.shape[-1])
     between = (1,) * (like.ndim - 2)  # the leaf's axes but its last
     return tiled.reshape(*tiled.shape[:-1], *between, tiled.shape[-1]).astype(like.dtype)
 
 
-def _to_leaf(per_unit: jax.Array, leaf: jax.Array) -> jax.Array:
+def to_leaf(per_unit: jax.Array, leaf: jax.Array) -> jax.Array:
     """Credit of the units [N] as credit of a unit parameter: one number a unit, or one for all."""
     return (per_unit.sum() if leaf.size == 1 else per_unit).reshape(leaf.shape)

@@ -1,0 +1,259 @@
+"""e-prop in depth: eligibilities that recurse across layers and time."""
+
+from __future__ import annotations
+
+import functools
+import operator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from localgrad.core.contract.rule import LearningRule, Loss
+from localgrad.core.frame import Frame, Recipe, Window, outcome_of, windowed_rule
+from localgrad.core.model.stack import Stack
+from localgrad.core.params import Leaves, Path, added, placed, under
+from localgrad.core.passes.backward import assign, input_credit
+from localgrad.core.passes.depth import (
+    Held,
+    deep_rows,
+    held_bytes,
+    nothing_held,
+    remembered,
+    window_of,
+)
+from localgrad.core.passes.eligibility import (
+    learn_units,
+    method_of,
+    require_units_apart,
+)
+from localgrad.core.passes.forward import CUT, DIAGONAL
+from localgrad.core.passes.run import Level, descend
+from localgrad.core.steps import one_row, row
+
+GIB = 1024**3
+
+
+class DeepState(NamedTuple):
+    """State of `deep_eprop`.
+
+    Attributes:
+        loss: mean loss of the last call.
+        carry: the model's carry (streaming), or None.
+        initial_carry: the model's initial carry (streaming), or None.
+        held: a `Held`: the eligibilities of each cell's own parameters, and how each cell responds
+            to those below it (streaming); or None.
+    """
+
+    loss: jax.Array
+    carry: Any = None
+    initial_carry: Any = None
+    held: Any = None
+
+    outlives = ()
+
+
+class _Deep(NamedTuple):
+    """What `deep_eprop` was told.
+
+    Attributes:
+        cut: how credit passes recurrent synapses, `CUT` or `DIAGONAL`.
+        spatial: whether credit passes from a cell to those below it.
+        temporal: whether it does so through the upper cells' own past.
+        batch_size: B of a stream, or None.
+        max_influence_bytes: what may be allocated.
+    """
+
+    cut: str
+    spatial: bool
+    temporal: bool
+    batch_size: int | None
+    max_influence_bytes: int
+
+
+def deep_eprop(
+    model: Any,
+    loss: Loss,
+    *,
+    autapses: bool = False,
+    spatial: bool = True,
+    temporal: bool = True,
+    batch_size: int | None = None,
+    window: int | None = None,
+    reduction: str = "mean",
+    max_influence_bytes: int = 4 * GIB,
+    example: Any = None,
+) -> LearningRule:
+    r"""e-prop in depth: eligibilities that recurse across the layers of a stack as well as in time.
+
+    With `s^l_t` the states of the units of layer l, `D^l_t` how each depends on its own unit's past
+    (recurrent synapses left out) and `G^l_t` how it depends on the layer below at the same step::
+
+        e^{k<-k}_t = D^k_t e^{k<-k}_{t-1} + ds^k_t/dW^k                     own layer
+        e^{l<-k}_t = D^l_t e^{l<-k}_{t-1} + G^l_t e^{l-1<-k}_t              l > k
+        update of W^k = sum_t sum_l (dL_t/ds^l_t) e^{l<-k}_t
+
+    Within a window this is reverse mode with every recurrent synapse cut and all upward paths kept
+    through time; between windows the eligibilities are carried. `eprop` leaves out the time
+    recursion of the upper layers: it credits a lower layer through those above at the same step.
+
+    *Estimates* BPTT's gradient with every path through a recurrent synapse cut, exact where no unit
+    feeds another of its layer (diagonal recurrences, of any depth), and equal to `eprop` on one
+    layer. Where the units of the upper layers keep nothing past the cut (a tanh `SimpleCell`) it
+    equals `eprop` too. Encoder and lower layers are credited through time. Readout parameters get
+    their exact gradient. *Costs* memory first: layer l keeps N_l S numbers for every parameter
+    below it and every example, so that a few hundred units a layer take gigabytes; `summary` prints
+    it and `init` refuses above `max_influence_bytes`. An episodic call no longer than its window
+    needs none of it.
+
+    Args:
+        model: a Flax cell: a Linen module as it is, an NNX cell through `localgrad.from_nnx`, or a
+            `localgrad.Network`.
+        loss: `(outputs [B, ...], targets [B, ...]) -> [B]` or `[B, ...]`, the loss of one time
+            step for each example, such as `optax.l2_loss`; trailing axes are averaged.
+        autapses: also keep what each unit sends to itself through its recurrent synapses (the
+            diagonal of their kernels), as `snap` does.
+        spatial: False stops credit between layers: only the last cell and the readout learn.
+        temporal: False stops the recursion in time of the upper layers: `eprop`'s credit.
+        batch_size: None for *episodic* learning: each batch holds whole sequences, from the initial
+            carry. B for *streaming*: B parallel streams whose carry and eligibilities persist
+            from call to call.
+        window: steps processed together inside a call; memory grows with it, never with T, and the
+            numbers do not depend on it. None picks a size.
+        reduction: `"mean"` divides by the total weight of this call's steps, `"sum"` does not.
+        max_influence_bytes: refuse to allocate more than this for the eligibilities.
+        example: one time step's inputs without the batch axis (array or `ShapeDtypeStruct`). Needed
+            by `init` only if no Dense or Embed layer takes the input as it is.
+
+    Returns:
+        A `LearningRule`; its state is a `DeepState`.
+
+    Raises:
+        ValueError: by name, for a cell whose units it cannot treat one by one, and if the
+            eligibilities would not fit.
+
+    Example:
+        >>> import flax.linen as nn, jax, jax.numpy as jnp, localgrad, optax
+        >>> cells = (localgrad.RateCell(6, alpha=0.2), localgrad.RateCell(4, alpha=0.1))
+        >>> model = localgrad.Network(cells, readout=nn.Dense(2))
+        >>> x = jnp.ones((3, 10, 5))  # [B, T, I]
+        >>> carry = model.initialize_carry(jax.random.key(0), (3, 5))
+        >>> params = model.init(jax.random.key(1), carry, x[:, 0])["params"]
+        >>> rule = localgrad.deep_eprop(model, optax.l2_loss, batch_size=3)
+        >>> updates, state = rule(params, rule.init(params), localgrad.Batch(x, x[..., :2]))
+        >>> state.held.influence["cells_1"][("cells_0", "i", "kernel")].shape  # [B, N_1, I, N_0]
+        (3, 4, 5, 6)
+
+    Reference:
+        Millidge, "Generalising E-prop to Deep Networks", 2025, https://arxiv.org/abs/2512.24506
+    """
+    for name, value in (("autapses", autapses), ("spatial", spatial), ("temporal", temporal)):
+        if not isinstance(value, bool):
+            raise ValueError(f"{name} must be True or False; got {value!r}.")
+    cut = DIAGONAL if autapses else CUT
+    how = _Deep(cut, spatial, temporal, batch_size, max_influence_bytes)
+    recipe = Recipe(
+        name="deep_eprop",
+        state=DeepState,
+        process=functools.partial(_process if spatial and temporal else _process_ablated, how),
+        credits=functools.partial(_credits, how),
+        settings={
+            "autapses": autapses,
+            "spatial": spatial,
+            "temporal": temporal,
+            "max_influence_bytes": max_influence_bytes,
+        },
+        remember=functools.partial(_no_past, how),
+        default_window=functools.partial(window_of, how.cut),
+        screen=functools.partial(_screen, how),
+    )
+    return windowed_rule(
+        model,
+        loss,
+        recipe,
+        batch_size=batch_size,
+        window=window,
+        reduction=reduction,
+        example=example,
+    )
+
+
+def _no_past(how: _Deep, stack: Stack, params: Leaves, x: Any) -> dict[str, Any]:
+    return {"held": _nothing(how, stack, params, jax.tree.leaves(x)[0].shape[0])}
+
+
+def _nothing(how: _Deep, stack: Stack, params: Leaves, batch: int) -> Held:
+    return nothing_held(stack, params, how.cut, batch, across=how.spatial and how.temporal)
+
+
+def _process(how: _Deep, frame: Frame, state: DeepState, window: Window) -> tuple:
+    """One window: its own credit through all layers, and what is held of the past."""
+    stack, params = frame.stack, frame.params
+    seen = outcome_of(frame, state.carry, window, window.reset)
+    methods = [method_of(how.cut, stack, params, level) for level in stack.levels]
+    grads, rows = deep_rows(stack, params, seen.ran, seen.q_y, methods, frame.closing)
+    grads |= seen.grads
+    held = state.held
+    if not (frame.opening and frame.closing):
+        found, held = remembered(
+            stack, params, held, rows, window.inputs, frame.opening, frame.closing
+        )
+        grads = added(grads, found)
+    return state._replace(carry=stack.pack(seen.ran.carries), held=held), grads, seen.values
+
+
+def _process_ablated(how: _Deep, frame: Frame, state: DeepState, window: Window) -> tuple:
+    """One window without credit between layers, or with credit of the same step alone."""
+    stack = frame.stack
+    seen = outcome_of(frame, state.carry, window, window.reset)
+    visit = functools.partial(_visit_ablated, how, frame, state.held.eligibility)
+    grads, kept, q_x = descend(stack, frame.params, seen.ran.tapes, seen.q_y, visit)
+    grads |= seen.grads | seen.ran.encode(q_x)
+    eligibility = functools.reduce(operator.or_, map(placed, kept, stack.prefixes))
+    held = state.held._replace(eligibility=eligibility)
+    return state._replace(carry=stack.pack(seen.ran.carries), held=held), grads, seen.values
+
+
+def _visit_ablated(
+    how: _Deep, frame: Frame, eligibility: Leaves, at: Level, q_y: Any
+) -> tuple[Leaves, Leaves, Any]:
+    method = method_of(how.cut, frame.stack, frame.params, at.number)
+    held = under(eligibility, at.prefix)
+    grads, kept = learn_units(at, q_y, held, method, frame.opening, frame.closing)
+    if not at.below:
+        return grads, kept, q_y
+    spatial = assign(at.cell, at.params, at.tape, one_row(q_y))
+    q_x = row(input_credit(at.cell, at.params, at.tape, spatial), 0)
+    return grads, kept, q_x if how.spatial else jax.tree.map(jnp.zeros_like, q_x)
+
+
+def _screen(how: _Deep, stack: Stack, params: Leaves) -> None:
+    require_units_apart("deep_eprop", how.cut, stack, params)
+    if how.batch_size is None:
+        return
+    need = held_bytes(functools.partial(_nothing, how, stack, params, how.batch_size))
+    if need > how.max_influence_bytes:
+        raise ValueError(
+            f"deep_eprop's eligibilities e^(l<-k) would take {need / GIB:.3g} GiB, more than "
+            f"max_influence_bytes = {how.max_influence_bytes / GIB:.3g} GiB: N_l numbers for every "
+            f"parameter below layer l and each of batch_size={how.batch_size} streams. Raise that "
+            "limit, lower batch_size or the cells' features, or use localgrad.eprop, whose memory "
+            "is one number a parameter and stream."
+        )
+
+
+def _credits(how: _Deep, stack: Stack, params: Leaves) -> dict[Path, str]:
+    found = {}
+    held = jax.eval_shape(lambda: _nothing(how, stack, params, 1))
+    crossed = {path for block in held.influence.values() for path in block}
+    top = stack.prefixes[-1]
+    for path in params:
+        ways = ["own unit's past"] if path in held.eligibility else []
+        ways += ["the past of units above"] if path in crossed else []
+        if path[:1] == ("readout",) and stack.readout is not None:
+            found[path] = "exact"
+        elif not how.spatial and path[: len(top)] != top:
+            found[path] = "nothing: credit between layers is ablated"
+        else:
+            found[path] = f"{' and '.join(ways)} (eligibility)" if ways else "this step only"
+    return found
