@@ -86,8 +86,9 @@ def test_it_swallows_what_it_does_not_know(name, built):
     )
 
 
-@every_rule
+@pytest.mark.parametrize("name", [n for n, row in RULES.items() if row.expectation == "bptt"])
 def test_it_descends(name, built):
+    """What gives the gradient lowers the loss; for other rules their oracles are held to it."""
     tx = optax.chain(streamed(name), optax.adam(0.05))
     first = trained(tx, built, calls=1)[1]
     last = trained(tx, built, calls=15)[1]
