@@ -74,8 +74,8 @@ def summary(rule: Any, params: Any) -> str:
         params: the model's parameters; shapes suffice.
 
     Returns:
-        A table with a line for each parameter, and the size of the rule's state. In streaming mode
-        the state holds the carry and the influence of every stream.
+        The size of the rule's state, and what would take less, then a table with a line for each
+        parameter. In streaming mode the state holds the carry and the influence of every stream.
 
     Raises:
         ValueError: if the rule cannot credit the model, or is no localgrad rule.
@@ -86,13 +86,13 @@ def summary(rule: Any, params: Any) -> str:
         >>> carry = model.initialize_carry(jax.random.key(0), (4, 3))
         >>> params = model.init(jax.random.key(1), carry, jnp.ones((4, 3)))["params"]
         >>> print(localgrad.summary(localgrad.snap(model, optax.l2_loss, batch_size=4), params))
+        state: 1,796 bytes
         parameter         shape   credited
         cells_0/h/kernel  (8, 8)  own unit's past (eligibility)
         cells_0/i/bias    (8,)    own unit's past (eligibility)
         cells_0/i/kernel  (3, 8)  own unit's past (eligibility)
         readout/bias      (2,)    exact
         readout/kernel    (8, 2)  exact
-        state: 1,796 bytes
     """
     credits = getattr(rule, "credits", None)
     if credits is None:
@@ -106,7 +106,8 @@ def summary(rule: Any, params: Any) -> str:
     lines = [f"{name:{widths[0]}}  {shape:{widths[1]}}  {how}" for name, shape, how in rows]
     state = jax.eval_shape(rule.init, params)
     size = sum(math.prod(a.shape) * a.dtype.itemsize for a in jax.tree.leaves(state))
-    return "\n".join([*lines, f"state: {size:,} bytes"])
+    advice = f" ({rule.advice})" if rule.advice else ""
+    return "\n".join([f"state: {size:,} bytes{advice}", *lines])
 
 
 def _require_alike(updates: Any, reference: Any) -> None:

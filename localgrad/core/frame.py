@@ -80,6 +80,7 @@ class Recipe(NamedTuple):
             is, so that a single window needs no influence.
         needs_example: whether the state of a stream depends on the inputs' dtype.
         screen: `(stack, params)` raises for what the rule cannot credit.
+        advice: which rule takes less memory, if this one takes much.
     """
 
     name: str
@@ -93,6 +94,7 @@ class Recipe(NamedTuple):
     default_window: Callable[[Stack, Leaves, int, bool], int] = lambda stack, params, T, alone: T
     needs_example: bool = False
     screen: Callable[[Stack, Leaves], None] = lambda stack, params: None
+    advice: str = ""
 
 
 class Setup(NamedTuple):
@@ -145,6 +147,7 @@ def windowed_rule(
         name=recipe.name,
         settings={"model": model, "loss": loss, **recipe.settings, **common},
         credits=functools.partial(_credits, setup),
+        advice=recipe.advice,
     )
 
 

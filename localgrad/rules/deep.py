@@ -166,6 +166,8 @@ def deep_eprop(
         remember=functools.partial(_no_past, how),
         default_window=functools.partial(window_of, how.cut),
         screen=functools.partial(_screen, how),
+        advice="localgrad.eprop keeps one number a parameter and stream, and credits lower layers "
+        "through those above at the same time step only",
     )
     return windowed_rule(
         model,

@@ -120,6 +120,7 @@ def rtrl(
         remember=no_past,
         default_window=lambda stack, params, steps, alone: longest_window(stack, params, steps),
         screen=functools.partial(_screen, batch_size, max_influence_bytes),
+        advice="localgrad.snap and localgrad.eprop keep one number a parameter and stream",
     )
     return windowed_rule(
         model,

@@ -63,6 +63,7 @@ class LearningRule(_Transformation):
         settings: what the factory was told.
         credits: `params -> {path: how the rule credits that parameter}`; shown by
             `localgrad.summary`.
+        advice: which rule takes less memory, if this one takes much; shown there too.
 
     Example:
         >>> import flax.linen as nn, jax, jax.numpy as jnp, localgrad, optax
@@ -88,9 +89,11 @@ class LearningRule(_Transformation):
         name: str,
         settings: Mapping[str, Any],
         credits: Credits,
+        advice: str = "",
     ) -> None:
         self.init, self.update = init, update
         self.name, self.settings, self.credits = name, dict(settings), credits
+        self.advice = advice
 
     # optax asks isinstance(rule, GradientTransformationExtraArgs) before it hands on `batch`. That
     # is a tuple, and JAX refers to what it compiles by weak references, which no tuple allows: so
