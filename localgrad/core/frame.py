@@ -78,6 +78,7 @@ class Recipe(NamedTuple):
             such as feedback weights.
         default_window: `(stack, params, T, alone) -> W`; alone says that the T steps are all there
             is, so that a single window needs no influence.
+        finish: what is done to the state at the end of a call, such as a step of what learns in it.
         needs_example: whether the state of a stream depends on the inputs' dtype.
         screen: `(stack, params)` raises for what the rule cannot credit.
         advice: which rule takes less memory, if this one takes much.
@@ -92,6 +93,7 @@ class Recipe(NamedTuple):
     draw: Callable[[Leaves], dict[str, Any]] = lambda params: {}
     prepare: Callable[[Stack, Leaves], dict[str, Any]] | None = None
     default_window: Callable[[Stack, Leaves, int, bool], int] = lambda stack, params, T, alone: T
+    finish: Callable[[Any], Any] = lambda state: state
     needs_example: bool = False
     screen: Callable[[Stack, Leaves], None] = lambda stack, params: None
     advice: str = ""
@@ -252,6 +254,7 @@ def _advance(setup: Setup, params: Any, state: Any, batch: Batch) -> tuple[Leave
     work, grads, loss = over_windows(
         body, (work, grads, jnp.zeros((), total.dtype)), batch, weight, min(size, steps), alone
     )
+    work = recipe.finish(work)
     after = {name: getattr(work, name) for name in recipe.state.outlives}
     state = (state if alone else work)._replace(
         **after, loss=(loss / total).astype(state.loss.dtype)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from localgrad.core.contract.rule import LearningRule, Loss
-from localgrad.core.frame import Frame, Recipe, Window, outcome_of, windowed_rule
+from localgrad.core.frame import Frame, Outcome, Recipe, Window, outcome_of, windowed_rule
 from localgrad.core.model.stack import Stack
 from localgrad.core.params import Leaves, Path, added, placed, under
 from localgrad.core.passes.backward import assign, input_credit
@@ -26,6 +26,16 @@ from localgrad.core.passes.eligibility import (
     learn_units,
     method_of,
     require_units_apart,
+)
+from localgrad.core.passes.feedback import (
+    Feedback,
+    Plasticity,
+    adapted,
+    feedback_settings,
+    last_map,
+    make_feedback,
+    require_feedback,
+    send,
 )
 from localgrad.core.passes.forward import CUT, DIAGONAL
 from localgrad.core.passes.run import Level, descend
@@ -43,14 +53,18 @@ class DeepState(NamedTuple):
         initial_carry: the model's initial carry (streaming), or None.
         held: a `Held`: the eligibilities of each cell's own parameters, and how each cell responds
             to those below it (streaming); or None.
+        feedback: by the cell that receives the error, (N, O), or None for symmetric feedback.
+        drift: likewise, what adaptive feedback has still to learn; zero between calls.
     """
 
     loss: jax.Array
     carry: Any = None
     initial_carry: Any = None
     held: Any = None
+    feedback: Any = None
+    drift: Any = None
 
-    outlives = ()
+    outlives = ("feedback", "drift")
 
 
 class _Deep(NamedTuple):
@@ -58,6 +72,9 @@ class _Deep(NamedTuple):
 
     Attributes:
         cut: how credit passes recurrent synapses, `CUT` or `DIAGONAL`.
+        feedback: how the error reaches the last cells, as the factory was told.
+        key: for weights that are drawn.
+        plasticity: how adaptive weights learn, or None.
         spatial: whether credit passes from a cell to those below it.
         temporal: whether it does so through the upper cells' own past.
         batch_size: B of a stream, or None.
@@ -65,6 +82,9 @@ class _Deep(NamedTuple):
     """
 
     cut: str
+    feedback: Feedback
+    key: jax.Array | None
+    plasticity: Plasticity | None
     spatial: bool
     temporal: bool
     batch_size: int | None
@@ -75,12 +95,16 @@ def deep_eprop(
     model: Any,
     loss: Loss,
     *,
+    feedback: Feedback = "symmetric",
+    feedback_rate: float | None = None,
+    feedback_decay: float = 0.0,
     autapses: bool = False,
     spatial: bool = True,
     temporal: bool = True,
     batch_size: int | None = None,
     window: int | None = None,
     reduction: str = "mean",
+    key: jax.Array | None = None,
     max_influence_bytes: int = 4 * GIB,
     example: Any = None,
 ) -> LearningRule:
@@ -111,6 +135,14 @@ def deep_eprop(
             `localgrad.Network`.
         loss: `(outputs [B, ...], targets [B, ...]) -> [B]` or `[B, ...]`, the loss of one time
             step for each example, such as `optax.l2_loss`; trailing axes are averaged.
+        feedback: how the error dL/d(output) reaches the cells. `"symmetric"` sends it back through
+            the model. `"random"` draws fixed weights from N(0, 1 / N), shape (N, O), which stand in
+            for the transpose of the last linear map: the readout, or, where there is none, the
+            input layer of the last cell (a `LeakyCell`). An array (N, O) is used as it is;
+            `"adaptive"` weights learn, as in `eprop`. Below them credit takes the model's own way.
+        feedback_rate: learning rate of adaptive weights, such as that of the readout.
+        feedback_decay: weight decay of adaptive weights; give the readout the same, for instance by
+            `optax.add_decayed_weights`.
         autapses: also keep what each unit sends to itself through its recurrent synapses (the
             diagonal of their kernels), as `snap` does.
         spatial: False stops credit between layers: only the last cell and the readout learn.
@@ -121,6 +153,7 @@ def deep_eprop(
         window: steps processed together inside a call; memory grows with it, never with T, and the
             numbers do not depend on it. None picks a size.
         reduction: `"mean"` divides by the total weight of this call's steps, `"sum"` does not.
+        key: a typed PRNG key, needed for random and adaptive feedback; used by `init` alone.
         max_influence_bytes: refuse to allocate more than this for the eligibilities.
         example: one time step's inputs without the batch axis (array or `ShapeDtypeStruct`). Needed
             by `init` only if no Dense or Embed layer takes the input as it is.
@@ -150,20 +183,32 @@ def deep_eprop(
     for name, value in (("autapses", autapses), ("spatial", spatial), ("temporal", temporal)):
         if not isinstance(value, bool):
             raise ValueError(f"{name} must be True or False; got {value!r}.")
-    cut = DIAGONAL if autapses else CUT
-    how = _Deep(cut, spatial, temporal, batch_size, max_influence_bytes)
+    plasticity = require_feedback("deep_eprop", feedback, key, feedback_rate, feedback_decay)
+    how = _Deep(
+        cut=DIAGONAL if autapses else CUT,
+        feedback=feedback,
+        key=key,
+        plasticity=plasticity,
+        spatial=spatial,
+        temporal=temporal,
+        batch_size=batch_size,
+        max_influence_bytes=max_influence_bytes,
+    )
     recipe = Recipe(
         name="deep_eprop",
         state=DeepState,
         process=functools.partial(_process if spatial and temporal else _process_ablated, how),
         credits=functools.partial(_credits, how),
         settings={
+            **feedback_settings(feedback, plasticity),
             "autapses": autapses,
             "spatial": spatial,
             "temporal": temporal,
             "max_influence_bytes": max_influence_bytes,
         },
         remember=functools.partial(_no_past, how),
+        prepare=None if _symmetric(how) else functools.partial(_feedback, how),
+        finish=functools.partial(_finish, how),
         default_window=functools.partial(window_of, how.cut),
         screen=functools.partial(_screen, how),
         advice="localgrad.eprop keeps one number a parameter and stream, and credits lower layers "
@@ -180,6 +225,26 @@ def deep_eprop(
     )
 
 
+def _symmetric(how: _Deep) -> bool:
+    return isinstance(how.feedback, str) and how.feedback == "symmetric"
+
+
+def _feedback(how: _Deep, stack: Stack, params: Leaves) -> dict[str, Any]:
+    found = last_map("deep_eprop", stack, params)
+    shapes, dtype = {found.receiver: found.shape}, stack.outputs.dtype
+    weights = make_feedback("deep_eprop", how.feedback, how.key, shapes, dtype)
+    drift = None if how.plasticity is None else jax.tree.map(jnp.zeros_like, weights)
+    return {"feedback": weights, "drift": drift}
+
+
+def _finish(how: _Deep, state: DeepState) -> DeepState:
+    """A step of the feedback weights, if they learn."""
+    if how.plasticity is None:
+        return state
+    weights, drift = adapted(how.plasticity, state.feedback, state.drift)
+    return state._replace(feedback=weights, drift=drift)
+
+
 def _no_past(how: _Deep, stack: Stack, params: Leaves, x: Any) -> dict[str, Any]:
     return {"held": _nothing(how, stack, params, jax.tree.leaves(x)[0].shape[0])}
 
@@ -193,7 +258,8 @@ def _process(how: _Deep, frame: Frame, state: DeepState, window: Window) -> tupl
     stack, params = frame.stack, frame.params
     seen = outcome_of(frame, state.carry, window, window.reset)
     methods = [method_of(how.cut, stack, params, level) for level in stack.levels]
-    grads, rows = deep_rows(stack, params, seen.ran, seen.q_y, methods, frame.closing)
+    q_y, sent = _sent(state.feedback, seen, stack, params)
+    grads, rows = deep_rows(stack, params, seen.ran, q_y, methods, frame.closing, sent)
     grads |= seen.grads
     held = state.held
     if not (frame.opening and frame.closing):
@@ -201,23 +267,48 @@ def _process(how: _Deep, frame: Frame, state: DeepState, window: Window) -> tupl
             stack, params, held, rows, window.inputs, frame.opening, frame.closing
         )
         grads = added(grads, found)
+    state = _drifted(how, state, grads, stack, params)
     return state._replace(carry=stack.pack(seen.ran.carries), held=held), grads, seen.values
+
+
+def _drifted(
+    how: _Deep, state: DeepState, grads: Leaves, stack: Stack, params: Leaves
+) -> DeepState:
+    """What adaptive feedback learns of a window: what the weights it stands in for do."""
+    if how.plasticity is None:
+        return state
+    ((name, drift),) = state.drift.items()
+    learned = grads[last_map("deep_eprop", stack, params).kernel]
+    return state._replace(drift={name: drift + learned.astype(drift.dtype)})
+
+
+def _sent(feedback: Any, seen: Outcome, stack: Stack, params: Leaves) -> tuple[Any, Any]:
+    """Credit of the last cell's outputs, and the weights that bring it down from there, if any."""
+    if feedback is None:
+        return seen.q_y, None
+    ((name, weights),) = feedback.items()
+    site = last_map("deep_eprop", stack, params).site
+    if site is not None:
+        return seen.q_y, {site: weights}
+    return send("deep_eprop", name, seen.q_out, weights, seen.ran.tapes[-1].ys), None
 
 
 def _process_ablated(how: _Deep, frame: Frame, state: DeepState, window: Window) -> tuple:
     """One window without credit between layers, or with credit of the same step alone."""
     stack = frame.stack
     seen = outcome_of(frame, state.carry, window, window.reset)
-    visit = functools.partial(_visit_ablated, how, frame, state.held.eligibility)
-    grads, kept, q_x = descend(stack, frame.params, seen.ran.tapes, seen.q_y, visit)
+    q_y, sent = _sent(state.feedback, seen, stack, frame.params)
+    visit = functools.partial(_visit_ablated, how, frame, state.held.eligibility, sent)
+    grads, kept, q_x = descend(stack, frame.params, seen.ran.tapes, q_y, visit)
     grads |= seen.grads | seen.ran.encode(q_x)
     eligibility = functools.reduce(operator.or_, map(placed, kept, stack.prefixes))
     held = state.held._replace(eligibility=eligibility)
+    state = _drifted(how, state, grads, stack, frame.params)
     return state._replace(carry=stack.pack(seen.ran.carries), held=held), grads, seen.values
 
 
 def _visit_ablated(
-    how: _Deep, frame: Frame, eligibility: Leaves, at: Level, q_y: Any
+    how: _Deep, frame: Frame, eligibility: Leaves, sent: Any, at: Level, q_y: Any
 ) -> tuple[Leaves, Leaves, Any]:
     method = method_of(how.cut, frame.stack, frame.params, at.number)
     held = under(eligibility, at.prefix)
@@ -225,7 +316,8 @@ def _visit_ablated(
     if not at.below:
         return grads, kept, q_y
     spatial = assign(at.cell, at.params, at.tape, one_row(q_y))
-    q_x = row(input_credit(at.cell, at.params, at.tape, spatial), 0)
+    feedback = sent if at.number + 1 == len(frame.stack.cells) else None
+    q_x = row(input_credit(at.cell, at.params, at.tape, spatial, feedback), 0)
     return grads, kept, q_x if how.spatial else jax.tree.map(jnp.zeros_like, q_x)
 
 

@@ -7,10 +7,12 @@ import operator
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from localgrad.core.contract.rule import LearningRule, Loss
 from localgrad.core.frame import (
     Frame,
+    Outcome,
     Recipe,
     Window,
     outcome_of,
@@ -29,7 +31,17 @@ from localgrad.core.passes.eligibility import (
     silent,
     tried_cell,
 )
-from localgrad.core.passes.feedback import Feedback, make_feedback, require_feedback, send
+from localgrad.core.passes.feedback import (
+    Feedback,
+    Plasticity,
+    adapted,
+    cell_shapes,
+    correlation,
+    feedback_settings,
+    make_feedback,
+    require_feedback,
+    send,
+)
 from localgrad.core.passes.forward import CUT, DIAGONAL
 from localgrad.core.passes.run import Level, descend
 from localgrad.core.steps import one_row, row
@@ -45,6 +57,7 @@ class EligibilityState(NamedTuple):
         eligibility: by parameter path, [B, S, ...]: how the S live state components of each
             example's unit respond to the unit's parameter (streaming), or None.
         feedback: by cell, (N, O), or None for symmetric feedback.
+        drift: by cell, (N, O), what adaptive feedback has still to learn; zero between calls.
     """
 
     loss: jax.Array
@@ -52,8 +65,9 @@ class EligibilityState(NamedTuple):
     initial_carry: Any = None
     eligibility: Any = None
     feedback: Any = None
+    drift: Any = None
 
-    outlives = ("feedback",)
+    outlives = ("feedback", "drift")
 
 
 class _Local(NamedTuple):
@@ -65,6 +79,7 @@ class _Local(NamedTuple):
         feedback: how the error reaches the cells, as its factory was told.
         key: for random feedback.
         leaky_only: whether it refuses cells whose units do more than fade.
+        plasticity: how adaptive feedback learns, or None.
     """
 
     rule: str
@@ -72,6 +87,7 @@ class _Local(NamedTuple):
     feedback: Feedback = "symmetric"
     key: jax.Array | None = None
     leaky_only: bool = False
+    plasticity: Plasticity | None = None
 
     @property
     def symmetric(self) -> bool:
@@ -84,6 +100,8 @@ def eprop(
     loss: Loss,
     *,
     feedback: Feedback = "symmetric",
+    feedback_rate: float | None = None,
+    feedback_decay: float = 0.0,
     batch_size: int | None = None,
     window: int | None = None,
     reduction: str = "mean",
@@ -120,13 +138,19 @@ def eprop(
             the readout and, below the last cell, through the cells above at the same time step.
             `"random"` draws fixed weights from N(0, 1 / N), shape (N, O), for each cell; an array
             (N, O), or one a cell (a sequence, or a dict by `cells_i`), is used as it is.
+            `"adaptive"` begins as random weights, which learn (Kolen and Pollack): after each call
+            they move down the gradient of a readout of that cell, `feedback_rate` times it, and
+            so towards the readout's own weights, the more so if both decay.
+        feedback_rate: learning rate of adaptive weights, such as that of the readout.
+        feedback_decay: weight decay of adaptive weights; give the readout the same, for instance by
+            `optax.add_decayed_weights`.
         batch_size: None for *episodic* learning: each batch holds whole sequences, from the initial
             carry. B for *streaming*: B parallel streams whose carry and eligibilities persist
             from call to call.
         window: steps processed together inside a call; memory grows with it, never with T, and the
             numbers do not depend on it. None picks a size.
         reduction: `"mean"` divides by the total weight of this call's steps, `"sum"` does not.
-        key: a typed PRNG key, needed for `feedback="random"`; used by `init` alone.
+        key: a typed PRNG key, needed for random and adaptive feedback; used by `init` alone.
         example: one time step's inputs without the batch axis (array or `ShapeDtypeStruct`). Needed
             by `init` only if no Dense or Embed layer takes the input as it is.
 
@@ -153,10 +177,11 @@ def eprop(
         dilemma for recurrent networks of spiking neurons", Nature Communications, 2020,
         https://doi.org/10.1038/s41467-020-17236-y
     """
+    plasticity = require_feedback("eprop", feedback, key, feedback_rate, feedback_decay)
     return windowed_rule(
         model,
         loss,
-        _recipe(_Local("eprop", CUT, feedback, key)),
+        _recipe(_Local("eprop", CUT, feedback, key, plasticity=plasticity)),
         batch_size=batch_size,
         window=window,
         reduction=reduction,
@@ -169,6 +194,8 @@ def rflo(
     loss: Loss,
     *,
     feedback: Feedback = "random",
+    feedback_rate: float | None = None,
+    feedback_decay: float = 0.0,
     batch_size: int | None = None,
     window: int | None = None,
     reduction: str = "mean",
@@ -201,14 +228,17 @@ def rflo(
             the readout and, below the last cell, through the cells above at the same time step.
             `"random"`, the default, draws fixed weights from N(0, 1 / N), shape (N, O), for each
             cell; an array (N, O), or one a cell (a sequence, or a dict by `cells_i`), is used as
-            it is.
+            it is; `"adaptive"` weights learn, as in `eprop`.
+        feedback_rate: learning rate of adaptive weights, such as that of the readout.
+        feedback_decay: weight decay of adaptive weights; give the readout the same, for instance by
+            `optax.add_decayed_weights`.
         batch_size: None for *episodic* learning: each batch holds whole sequences, from the initial
             carry. B for *streaming*: B parallel streams whose carry and eligibilities persist
             from call to call.
         window: steps processed together inside a call; memory grows with it, never with T, and the
             numbers do not depend on it. None picks a size.
         reduction: `"mean"` divides by the total weight of this call's steps, `"sum"` does not.
-        key: a typed PRNG key, needed for `feedback="random"`; used by `init` alone.
+        key: a typed PRNG key, needed for random and adaptive feedback; used by `init` alone.
         example: one time step's inputs without the batch axis (array or `ShapeDtypeStruct`). Needed
             by `init` only if no Dense or Embed layer takes the input as it is.
 
@@ -233,10 +263,11 @@ def rflo(
         Murray, "Local online learning in recurrent networks with random feedback", eLife, 2019,
         https://doi.org/10.7554/eLife.43299
     """
+    plasticity = require_feedback("rflo", feedback, key, feedback_rate, feedback_decay)
     return windowed_rule(
         model,
         loss,
-        _recipe(_Local("rflo", CUT, feedback, key, leaky_only=True)),
+        _recipe(_Local("rflo", CUT, feedback, key, True, plasticity)),
         batch_size=batch_size,
         window=window,
         reduction=reduction,
@@ -322,18 +353,22 @@ def snap(
 
 
 def _recipe(how: _Local) -> Recipe:
-    require_feedback(how.rule, how.feedback, how.key)
     return Recipe(
         name=how.rule,
         state=EligibilityState,
         process=functools.partial(_process, how),
         credits=functools.partial(_credits, how),
-        settings={"order": 1} if how.cut == DIAGONAL else {"feedback": how.feedback},
+        settings=_settings(how),
         remember=functools.partial(_no_past, how),
         prepare=None if how.symmetric else functools.partial(_feedback, how),
+        finish=functools.partial(_finish, how),
         default_window=functools.partial(default_window, how.cut),
         screen=functools.partial(_screen, how),
     )
+
+
+def _settings(how: _Local) -> dict[str, Any]:
+    return {"order": 1} if how.cut == DIAGONAL else feedback_settings(how.feedback, how.plasticity)
 
 
 def _no_past(how: _Local, stack: Stack, params: Leaves, x: Any) -> dict[str, Any]:
@@ -347,7 +382,18 @@ def _no_past(how: _Local, stack: Stack, params: Leaves, x: Any) -> dict[str, Any
 
 def _feedback(how: _Local, stack: Stack, params: Leaves) -> dict[str, Any]:
     del params
-    return {"feedback": make_feedback(how.rule, how.feedback, how.key, stack)}
+    shapes = cell_shapes(how.rule, stack)
+    weights = make_feedback(how.rule, how.feedback, how.key, shapes, stack.outputs.dtype)
+    drift = None if how.plasticity is None else jax.tree.map(jnp.zeros_like, weights)
+    return {"feedback": weights, "drift": drift}
+
+
+def _finish(how: _Local, state: EligibilityState) -> EligibilityState:
+    """A step of the feedback weights, if they learn."""
+    if how.plasticity is None:
+        return state
+    weights, drift = adapted(how.plasticity, state.feedback, state.drift)
+    return state._replace(feedback=weights, drift=drift)
 
 
 def _process(how: _Local, frame: Frame, state: EligibilityState, window: Window) -> tuple:
@@ -359,7 +405,15 @@ def _process(how: _Local, frame: Frame, state: EligibilityState, window: Window)
     grads |= seen.grads | seen.ran.encode(q_x)
     eligibility = functools.reduce(operator.or_, map(placed, kept, stack.prefixes))
     state = state._replace(carry=stack.pack(seen.ran.carries), eligibility=eligibility)
+    if how.plasticity is not None:
+        state = state._replace(drift=_drifted(state.drift, seen, stack))
     return state, grads, seen.values
+
+
+def _drifted(drift: dict[str, jax.Array], seen: Outcome, stack: Stack) -> dict[str, jax.Array]:
+    """What each cell's feedback weights learn of a window, added to what they did before."""
+    outputs = {stack.name(level): seen.ran.tapes[level].ys for level in stack.levels}
+    return {name: d + correlation(outputs[name], seen.q_out, d) for name, d in drift.items()}
 
 
 def _visit(

@@ -10,7 +10,7 @@ Letters: B batch, W steps of the window, K credit rows, N units, S live carry le
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -286,7 +286,13 @@ def unowned_by_unit(cell: Anatomy, params: Leaves, tape: Tape, left: Any) -> Lea
     return {path: per_unit(path, params[path]) for path in cell.unowned_reach}
 
 
-def input_credit(cell: Anatomy, params: Leaves, tape: Tape, credit: Credit) -> Any:
+def input_credit(
+    cell: Anatomy,
+    params: Leaves,
+    tape: Tape,
+    credit: Credit,
+    feedback: Mapping[int, jax.Array] | None = None,
+) -> Any:
     """The credit of a cell's input x, through its input synapses and directly.
 
     Args:
@@ -294,10 +300,14 @@ def input_credit(cell: Anatomy, params: Leaves, tape: Tape, credit: Credit) -> A
         params: its parameters.
         tape: of the forward pass.
         credit: of its drives and of x.
+        feedback: by call number, weights (N, D) to send the credit of a drive by, in place of its
+            synapse's own.
 
     Returns:
         Credit of x, leaves [W, K, B, ...].
     """
+    if feedback:
+        return sum(credit.posts[i] @ weights.T for i, weights in feedback.items())
     given = {i: credit.posts[i] for i, s in enumerate(cell.sites) if s.role == INPUT}
     if not given:
         return credit.direct

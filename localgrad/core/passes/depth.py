@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -121,7 +121,13 @@ class Rows(NamedTuple):
 
 
 def deep_rows(
-    stack: Stack, params: Leaves, ran: Pass, q_y: Any, methods: list[Method], closing: bool
+    stack: Stack,
+    params: Leaves,
+    ran: Pass,
+    q_y: Any,
+    methods: list[Method],
+    closing: bool,
+    feedback: Mapping[int, jax.Array] | None = None,
 ) -> tuple[Leaves, Rows]:
     """Sends the loss, and a row for every live number of every carry, back through a window.
 
@@ -132,11 +138,13 @@ def deep_rows(
         q_y: credit of the highest cell's outputs, leaves [W, B, ...].
         methods: for each cell, how credit passes its recurrent synapses, cut or thinned.
         closing: no rows but the loss are needed.
+        feedback: of the last cell's input synapse, by its number, weights (N, D) to send credit by.
 
     Returns:
         The gradients that the window itself gives, and the rows.
     """
-    visit = functools.partial(_visit, methods, closing)
+    by_cell = {len(stack.cells) - 1: feedback}
+    visit = functools.partial(_visit, methods, closing, by_cell)
     grads, parts, q_x = descend(stack, params, ran.tapes, one_row(q_y), visit)
     encoded = None
     if stack.encoder is not None:
@@ -145,7 +153,9 @@ def deep_rows(
     return grads, Rows(*map(list, zip(*parts, strict=True)), encoded=encoded)
 
 
-def _visit(methods: list[Method], closing: bool, at: Level, q_y: Any) -> tuple[Leaves, tuple, Any]:
+def _visit(
+    methods: list[Method], closing: bool, feedback: dict[int, Any], at: Level, q_y: Any
+) -> tuple[Leaves, tuple, Any]:
     """One cell: its gradients, its part of the rows, and the credit of its input."""
     cell, own, tape, method = at.cell, at.params, at.tape, methods[at.number]
     live, (batch, units) = live_leaves(cell, method.cut), jax.tree.leaves(tape.carries)[0].shape[1:]
@@ -176,12 +186,12 @@ def _visit(methods: list[Method], closing: bool, at: Level, q_y: Any) -> tuple[L
     )
     if not at.below:
         return grads, part, q_y
-    q_x = input_credit(cell, own, tape, Credit(posts, _halves(credit.direct, count)[0]))
+    below = functools.partial(input_credit, cell, own, tape, feedback=feedback.get(at.number))
+    q_x = below(Credit(posts, _halves(credit.direct, count)[0]))
     if not silent_units:
         none = jax.tree.map(lambda q: jnp.zeros_like(q[:, :1]), q_y)
         felt = assign(cell, own, tape, none, _unit_by_unit(probed))
-        felt = input_credit(cell, own, tape, felt)
-        q_x = jax.tree.map(lambda a, b: jnp.concatenate([a, b], 1), q_x, felt)
+        q_x = jax.tree.map(lambda a, b: jnp.concatenate([a, b], 1), q_x, below(felt))
     return grads, part, q_x
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,65 +11,156 @@ import numpy as np
 
 from localgrad.core.contract.noise import require_key
 from localgrad.core.model.stack import Stack
+from localgrad.core.model.synapses import INPUT
+from localgrad.core.params import Leaves, Path
 
 Feedback = str | Any
 
 
-def require_feedback(rule: str, feedback: Feedback, key: jax.Array | None) -> None:
-    """Raises for a `feedback` or a `key` that no model can make good."""
+class Plasticity(NamedTuple):
+    """How adaptive feedback weights learn, once a call.
+
+    Attributes:
+        rate: their learning rate.
+        decay: their weight decay, a rate of its own multiplied by `rate`.
+    """
+
+    rate: float
+    decay: float
+
+
+def require_feedback(
+    rule: str,
+    feedback: Feedback,
+    key: jax.Array | None,
+    rate: float | None = None,
+    decay: float = 0.0,
+) -> Plasticity | None:
+    """Raises for feedback that no model can make good; returns how it learns, if it does."""
+    adaptive = isinstance(feedback, str) and feedback == "adaptive"
     if isinstance(feedback, str):
-        if feedback not in ("symmetric", "random"):
+        if feedback not in ("symmetric", "random", "adaptive"):
             raise ValueError(
-                f'feedback must be "symmetric", "random", or an array (N, O), or one a cell; got '
-                f"{feedback!r}."
+                'feedback must be "symmetric", "random", "adaptive", or an array (N, O), or one a '
+                f"cell; got {feedback!r}."
             )
-        if feedback == "random" and key is None:
+        if feedback != "symmetric" and key is None:
             raise ValueError(
-                f'{rule}(feedback="random") draws its weights: pass key=jax.random.key(seed).'
+                f'{rule}(feedback="{feedback}") draws its weights: pass key=jax.random.key(seed).'
             )
     if key is not None:
         require_key(key)
-
-
-def make_feedback(
-    rule: str, feedback: Feedback, key: jax.Array | None, stack: Stack
-) -> dict[str, jax.Array] | None:
-    """The feedback weights of each cell, (N, O), or None for symmetric feedback.
-
-    Random weights are drawn from N(0, 1 / N).
-
-    Args:
-        rule: the rule's name, for messages.
-        feedback: as the factory got it.
-        key: a typed key, for `"random"`.
-        stack: the model, taken apart.
-
-    Returns:
-        Weights by the cell's name.
-    """
-    if isinstance(feedback, str) and feedback == "symmetric":
+    if not adaptive and (rate is not None or decay):
+        raise ValueError(
+            f"feedback_rate={rate} and feedback_decay={decay} are for weights that learn; got "
+            f'feedback={feedback!r}. Use feedback="adaptive".'
+        )
+    if not adaptive:
         return None
+    if rate is None or not (0 <= rate < np.inf and 0 <= decay < np.inf):
+        raise ValueError(
+            f'{rule}(feedback="adaptive") learns its weights: pass feedback_rate, 0 or more, such '
+            f"as the readout's learning rate, and feedback_decay, 0 or more; got {rate}, {decay}."
+        )
+    return Plasticity(float(rate), float(decay))
+
+
+def feedback_settings(feedback: Feedback, plasticity: Plasticity | None) -> dict[str, Any]:
+    """What a rule says of its feedback."""
+    rates = {} if plasticity is None else plasticity._asdict()
+    return {"feedback": feedback} | {f"feedback_{name}": rate for name, rate in rates.items()}
+
+
+Shapes = dict[str, tuple[int, int]]
+
+
+def cell_shapes(rule: str, stack: Stack) -> Shapes:
+    """The shape (N, O) of every cell's feedback weights, by its name."""
     if stack.readout is None:
         raise ValueError(
             f"{rule}: feedback weights send the error of a readout to the cells, but this model "
             "has no readout. Wrap it: localgrad.Network((cell,), readout=nn.Dense(O)), or use "
             'feedback="symmetric".'
         )
+    outputs = _width(rule, stack)
+    return {stack.name(level): (units_of(stack, level), outputs) for level in stack.levels}
+
+
+class LastMap(NamedTuple):
+    """The last linear map of a model, whose transpose feedback weights stand in for.
+
+    Attributes:
+        receiver: the name of the cell whose outputs it takes.
+        shape: (N, O).
+        kernel: the path of its kernel.
+        site: its number among the synapses of the last cell, or None if it is the readout.
+    """
+
+    receiver: str
+    shape: tuple[int, int]
+    kernel: Path
+    site: int | None
+
+
+def last_map(rule: str, stack: Stack, params: Leaves) -> LastMap:
+    """The readout, or where there is none the one input synapse of the last cell."""
+    outputs, top = _width(rule, stack), len(stack.cells) - 1
+    if stack.readout is not None:
+        kernel, receiver, site = ("readout", "kernel"), top, None
+    else:
+        sites = [k for k, s in enumerate(stack.cells[top].sites) if s.role == INPUT]
+        receiver, site = top - 1, sites[0] if len(sites) == 1 else None
+        layer = () if site is None else stack.cells[top].sites[site].layer.path
+        kernel = (*stack.prefixes[top], *layer, "kernel")
+    shape = (units_of(stack, max(receiver, 0)), outputs)
+    if receiver < 0 or kernel not in params or params[kernel].shape != shape:
+        raise ValueError(
+            f"{rule}: feedback weights stand in for the last linear map (N, O) of a model. This "
+            f"one ends neither with a readout nn.Dense(O) nor with a cell that one layer of O = "
+            f"{outputs} units feeds, such as localgrad.LeakyCell. Give it one, or use "
+            'feedback="symmetric".'
+        )
+    return LastMap(stack.name(receiver), shape, kernel, site)
+
+
+def units_of(stack: Stack, level: int) -> int:
+    """N of a cell."""
+    return jax.tree.leaves(stack.initial[level])[0].shape[-1]
+
+
+def _width(rule: str, stack: Stack) -> int:
+    """O, of a model with one output array [B, O]."""
     outputs = jax.tree.leaves(stack.outputs)
     if stack.outputs is not outputs[0] or outputs[0].ndim != 2:
         raise ValueError(
             f"{rule}: feedback weights need one output array [B, O]; the model gives "
             f"{jax.tree.map(lambda a: a.shape, stack.outputs)}."
         )
-    names = [stack.name(level) for level in range(len(stack.cells))]
-    shapes = {
-        name: (jax.tree.leaves(carry)[0].shape[-1], outputs[0].shape[-1])
-        for name, carry in zip(names, stack.initial, strict=True)
-    }
+    return outputs[0].shape[-1]
+
+
+def make_feedback(
+    rule: str, feedback: Feedback, key: jax.Array | None, shapes: Shapes, dtype: Any
+) -> dict[str, jax.Array]:
+    """Feedback weights by the name of the cell that receives the error.
+
+    Random weights are drawn from N(0, 1 / N); those that adapt begin so.
+
+    Args:
+        rule: the rule's name, for messages.
+        feedback: as the factory got it; not `"symmetric"`.
+        key: a typed key, for weights that are drawn.
+        shapes: (N, O) by name.
+        dtype: of the model's outputs.
+
+    Returns:
+        Weights (N, O) by name.
+    """
+    names = list(shapes)
     if isinstance(feedback, str):
         assert key is not None  # require_feedback saw to it
         keys = jax.random.split(key, len(names))
-        dtype = jnp.promote_types(outputs[0].dtype, jnp.float32)
+        dtype = jnp.promote_types(dtype, jnp.float32)
         return {
             name: jax.random.normal(k, shapes[name], dtype) / np.sqrt(shapes[name][0])
             for name, k in zip(names, keys, strict=True)
@@ -84,6 +175,26 @@ def make_feedback(
         if not isinstance(weights, jax.core.Tracer) and not np.isfinite(np.asarray(weights)).all():
             raise ValueError(f"{rule}: feedback of {name} holds NaN or infinity.")
     return {name: jnp.asarray(weights) for name, weights in given.items()}
+
+
+def adapted(how: Plasticity, weights: Any, drift: Any) -> tuple[Any, Any]:
+    """Kolen and Pollack's step: the weights follow the gradient of those they stand in for.
+
+    Args:
+        how: rate and decay.
+        weights: feedback weights by cell, (N, O).
+        drift: by cell, the gradient of the weights they stand in for, (N, O), summed over a call.
+
+    Returns:
+        The new weights, and a drift of zero.
+    """
+    new = jax.tree.map(lambda b, d: b - how.rate * (d + how.decay * b), weights, drift)
+    return new, jax.tree.map(jnp.zeros_like, drift)
+
+
+def correlation(ys: jax.Array, q_out: jax.Array, like: jax.Array) -> jax.Array:
+    """What a readout of its own would learn from a cell's outputs [W, B, N]: (N, O)."""
+    return jnp.einsum("wbn,wbo->no", ys, q_out.astype(ys.dtype)).astype(like.dtype)
 
 
 def send(rule: str, name: str, q_out: jax.Array, weights: jax.Array, ys: Any) -> jax.Array:
