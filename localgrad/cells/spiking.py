@@ -60,7 +60,7 @@ class LIFCell(nn.RNNCellBase):
     The carry is `(v, z, r)`, each [B, N]: the voltage, the spikes, and the steps for which the unit
     is still refractory (a float, as everything in a carry). The output is `z_t`. In place of the
     derivative that a spike has not, `dz_t/du_t = dampening * surrogate(u_t)` is used, and 0 in
-    units that are refractory. No credit passes the reset `- thr z_{t-1}`.
+    units that are refractory. No credit passes the reset `- thr z_{t-1}`, unless `reset_credit`.
 
     Past the cut of `W_h` only the voltage remembers: one eligibility a synapse, a low-pass filter
     of what arrives at it, as in e-prop's paper (Bellec et al., "A solution to the learning dilemma
@@ -77,6 +77,7 @@ class LIFCell(nn.RNNCellBase):
             the voltage of a constant drive at that drive.
         autapses: whether units send spikes to themselves. If not, the diagonal of the kernel of
             `W_h` is not used: it begins at 0 and its gradient is 0.
+        reset_credit: whether credit passes the reset, as in some codes' BPTT.
         surrogate: "triangular", max(0, 1 - |u|); "sigmoid", 4 s(u) s(-u) with s the logistic
             function; "fast_sigmoid", 1 / (1 + |u|)^2; "arctan", 1 / (1 + u^2); or a function of u.
         dampening: what the surrogate is multiplied by, >= 0.
@@ -108,6 +109,7 @@ class LIFCell(nn.RNNCellBase):
     refractory: int = 0
     scale: Any = 1.0
     autapses: bool = False
+    reset_credit: bool = False
     surrogate: str | Surrogate = "triangular"
     dampening: float = 0.3
     use_bias: bool = False
@@ -161,7 +163,8 @@ class LIFCell(nn.RNNCellBase):
             dot_general=None if self.autapses else _dot_apart,
         )(z)
         fading = each(self.decay, v) * v + each(self.scale, drive) * drive
-        return fading - each(self.threshold, v) * jax.lax.stop_gradient(z)
+        spikes = z if self.reset_credit else jax.lax.stop_gradient(z)
+        return fading - each(self.threshold, v) * spikes
 
     @nn.nowrap
     def _fire(self, v: jax.Array, threshold: jax.Array, r: jax.Array) -> tuple:
@@ -228,6 +231,7 @@ class ALIFCell(LIFCell):
         scale: what the synapses' drive is multiplied by, >= 0: a number or (N,).
         autapses: whether units send spikes to themselves. If not, the diagonal of the kernel of
             `W_h` is not used: it begins at 0 and its gradient is 0.
+        reset_credit: whether credit passes the reset, as in some codes' BPTT.
         surrogate: the derivative used for a spike's: a name, as for `LIFCell`, or a function of u.
         dampening: what the surrogate is multiplied by, >= 0.
         use_bias: whether `W_i` has a bias.
