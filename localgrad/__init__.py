@@ -1,6 +1,9 @@
 """localgrad: learning rules for recurrent networks without backpropagation through time."""
 
+from localgrad.cells.diagonal import LRUCell
+from localgrad.cells.leaky import LeakyCell
 from localgrad.cells.rate import RateCell
+from localgrad.cells.spiking import ALIFCell, LIFCell
 from localgrad.core.contract.rule import Batch, LearningRule
 from localgrad.core.model.modules import from_nnx
 from localgrad.core.model.network import Network
@@ -13,8 +16,12 @@ from localgrad.rules.readout import readout_only
 from localgrad.train import evaluate, learn, reset_state
 
 __all__ = [
+    "ALIFCell",
     "Alignment",
     "Batch",
+    "LIFCell",
+    "LRUCell",
+    "LeakyCell",
     "LearningRule",
     "Network",
     "RateCell",

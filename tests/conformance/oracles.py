@@ -225,9 +225,60 @@ def nnx_lstm(p: Params, carry: tuple, x: jax.Array, how: str) -> tuple:
     return lstm(p | {"if": p["if_"]}, carry, x, how)
 
 
-CELLS = {
-    f.__name__: f for f in (rate, rate_alpha, simple, gru, lstm, mgu, nnx_simple, nnx_gru, nnx_lstm)
-}
+def spikes(v: jax.Array, bar: Any, r: jax.Array) -> tuple:
+    """Spikes over a bar, with the derivative of a logistic function, and what is refractory."""
+    u = (v - bar) / THRESHOLD
+    smooth = DAMPENING * 4 * jax.nn.sigmoid(u)
+    z = sg((u > 0).astype(v.dtype) - smooth) + smooth
+    z = jnp.where(r > 0, jnp.zeros_like(z), z)
+    return z, sg(jnp.where(z > 0, 1.0, jnp.maximum(r - 1, 0)))
+
+
+THRESHOLD, DAMPENING = 0.5, 0.6
+
+
+def voltage(p: Params, v: jax.Array, z: jax.Array, x: jax.Array, how: str) -> jax.Array:
+    """A membrane with reset; no unit sends spikes to itself."""
+    kernel = p["h"]["kernel"]
+    drive = dense(p["i"], x) + recurrent({"kernel": kernel * (1 - jnp.eye(len(kernel)))}, z, how)
+    return 0.8 * v + 0.7 * drive - THRESHOLD * sg(z)
+
+
+def lif(p: Params, carry: tuple, x: jax.Array, how: str) -> tuple:
+    """A spiking unit, refractory for one step."""
+    v, z, r = carry
+    v = voltage(p, v, z, x, how)
+    z, r = spikes(v, THRESHOLD, r)
+    return (v, z, r), z
+
+
+def alif(p: Params, carry: tuple, x: jax.Array, how: str) -> tuple:
+    """The same with a threshold that adapts."""
+    v, a, z, r = carry
+    v = voltage(p, v, z, x, how)
+    z, r = spikes(v, THRESHOLD + 0.3 * a, r)
+    return (v, 0.9 * a + z, z, r), z
+
+
+def leaky(p: Params, y: jax.Array, x: jax.Array, how: str) -> tuple:
+    """A low-pass filter."""
+    del how
+    y = 0.7 * y + 0.3 * dense(p["i"], x)
+    return y, y
+
+
+def lru(p: Params, carry: tuple, x: jax.Array, how: str) -> tuple:
+    """A complex diagonal recurrence."""
+    del how
+    spin = jnp.exp(-jnp.exp(p["nu_log"]) + 1j * jnp.exp(p["theta_log"]))[None]
+    fed = dense(p["B_re"], x) + 1j * dense(p["B_im"], x)
+    h = spin * (carry[0] + 1j * carry[1]) + jnp.exp(p["gamma_log"])[None] * fed
+    y = h @ (p["C_re"]["kernel"] + 1j * p["C_im"]["kernel"])
+    return (h.real, h.imag), y.real + dense(p["D"], x)
+
+
+_ALL = (rate, rate_alpha, simple, gru, lstm, mgu, nnx_simple, nnx_gru, nnx_lstm)
+CELLS = {f.__name__: f for f in (*_ALL, lif, alif, leaky, lru)}
 
 
 # ------------------------------------------------------------------------------------------------

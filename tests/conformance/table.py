@@ -62,6 +62,15 @@ def _rate(features: int, **kwargs: Any) -> localgrad.RateCell:
     return localgrad.RateCell(features, **{"alpha": 0.25, "param_dtype": jnp.float64} | kwargs)
 
 
+def _spiking(make: Any, features: int, **kwargs: Any) -> Any:
+    options = {"decay": 0.8, "threshold": 0.5, "refractory": 1, "scale": 0.7, "dampening": 0.6}
+    return make(features, surrogate="sigmoid", param_dtype=jnp.float64, **options, **kwargs)
+
+
+def _alif(features: int) -> localgrad.ALIFCell:
+    return _spiking(localgrad.ALIFCell, features, adaptation_decay=0.9, beta=0.3)
+
+
 def _nnx() -> dict[str, Any]:
     return {"dtype": jnp.float64, "param_dtype": jnp.float64, "rngs": nnx.Rngs(0)}
 
@@ -79,6 +88,22 @@ MODELS: dict[str, Model] = {
     "nnx_simple": Model(lambda: nnx.SimpleCell(IN, N, **_nnx()), ("nnx_simple",), ("bare",)),
     "nnx_gru": Model(lambda: nnx.GRUCell(IN, N, **_nnx()), ("nnx_gru",), ("gated", "bare")),
     "nnx_lstm": Model(lambda: nnx.LSTMCell(IN, N, **_nnx()), ("nnx_lstm",), ("gated", "bare")),
+    "lif": Model(_read(lambda: _spiking(localgrad.LIFCell, N)), ("lif",), ("gated",)),
+    "alif": Model(_read(lambda: _alif(N)), ("alif",), ("gated",)),
+    "lru": Model(
+        _read(lambda: localgrad.LRUCell(N, outputs=3, param_dtype=jnp.float64)),
+        ("lru",),
+        ("gated",),
+    ),
+    "two_alif": Model(
+        _read(
+            lambda: _alif(N),
+            lambda: _alif(N - 1),
+            lambda: localgrad.LeakyCell(N - 2, decay=0.7, scale=0.3, param_dtype=jnp.float64),
+        ),
+        ("alif", "alif", "leaky"),
+        ("gated",),
+    ),
     "two_gated": Model(
         _read(lambda: nn.LSTMCell(N, **_stock), lambda: nn.GRUCell(N - 1, **_stock)),
         ("lstm", "gru"),

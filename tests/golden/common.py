@@ -52,6 +52,19 @@ def stream(
     return calls, params
 
 
+def learned(rule: localgrad.LearningRule, params: Any, batch: localgrad.Batch) -> Any:
+    """The updates of a whole call, or summed over calls of one step if the rule is streaming."""
+    state = rule.init(params)
+    if state.carry is None:
+        return rule(params, state, batch)[0]
+    return summed(stream(rule, params, batch)[0])
+
+
+def summed(calls: list[Call]) -> Any:
+    """The updates of all calls."""
+    return jax.tree.map(lambda *parts: sum(parts), *(call.updates for call in calls))
+
+
 def assert_close(actual: Any, desired: Any, tolerance: float = 1e-12) -> None:
     """Asserts that two trees of arrays, of one structure, agree to `tolerance`, absolutely."""
     actual, desired = jax.tree.map(np.asarray, (actual, desired))

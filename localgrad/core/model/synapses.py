@@ -49,8 +49,8 @@ class Anatomy(NamedTuple):
         reads_x: whether x reaches the new carry or y by a way that passes no synapse.
         drives_reach: for each site, whether its drive reaches the new carry.
         unowned_reach: the unowned parameters that reach the new carry, also by way of a synapse.
-        live: for each carry leaf, whether the step still depends on it once the drives are given
-            that reach the new carry.
+        live: for each carry leaf, whether credit still reaches it once the drives are given that
+            reach the new carry.
     """
 
     module: Module
@@ -104,7 +104,7 @@ def dissect(module: Module, params: Leaves, carry: Any, x: Any) -> Anatomy:
     """
     layers, drives = _meet(module, params, carry, x)
     jaxpr, (n_carry, n_y) = _trace(module, params, carry, x, drives)
-    depends = dependencies(jaxpr.jaxpr)
+    depends, credits = dependencies(jaxpr.jaxpr), dependencies(jaxpr.jaxpr, credit=True)
     carry_in, x_in, drives_in, params_in = _numbered(carry, x, drives, params)
     drive_numbers = set(drives_in)
     to_carry = [depends[k] for k in range(n_carry)]
@@ -123,8 +123,9 @@ def dissect(module: Module, params: Leaves, carry: Any, x: Any) -> Anatomy:
     seen = set().union(*to_carry, *to_y, *to_pre)
     _require_own_calls(module, [path for path in sorted(owned) if params_in[path] in seen])
 
-    sites, credited = [], set().union(*to_carry, *to_y)
-    for layer, drive, pre, number in zip(layers, drives, to_pre, drives_in, strict=True):
+    sites, credited = [], set().union(*credits[: n_carry + n_y])
+    for k, (layer, drive, number) in enumerate(zip(layers, drives, drives_in, strict=True)):
+        pre = to_pre[k]
         if not pre & {*carry_in, *x_in, *drives_in}:
             raise ValueError(
                 f"layer {'/'.join(layer.path)} of {module.name} is fed by a constant, which has no "
@@ -132,7 +133,7 @@ def dissect(module: Module, params: Leaves, carry: Any, x: Any) -> Anatomy:
             )
         if number not in reach:
             role = OUTPUT
-            credited |= pre
+            credited |= credits[n_carry + n_y + k]
         elif pre & drive_numbers:
             role = CHAINED
         else:
@@ -227,11 +228,19 @@ def _numbered(carry: Any, x: Any, drives: list[Any], params: Leaves) -> tuple:
     return jax.tree.leaves(carry), jax.tree.leaves(x), drives, params
 
 
-def dependencies(jaxpr: Any) -> list[set[int]]:
+def dependencies(jaxpr: Any, credit: bool = False) -> list[set[int]]:
     """For each output of a jaxpr, the numbers of the inputs it depends on.
 
     Looks into jit, custom derivatives, remat, cond and scan; any other primitive is taken to join
     all its inputs to all its outputs.
+
+    Args:
+        jaxpr: the program.
+        credit: only where a derivative may follow: `stop_gradient`, comparisons and integers end
+            it, outside of custom derivatives.
+
+    Returns:
+        A set for each output.
     """
     known: dict[Any, set[int]] = {var: {i} for i, var in enumerate(jaxpr.invars)}
 
@@ -240,14 +249,19 @@ def dependencies(jaxpr: Any) -> list[set[int]]:
 
     for eqn in jaxpr.eqns:
         ins = [of(atom) for atom in eqn.invars]
-        for var, out in zip(eqn.outvars, _through(eqn, ins), strict=True):
-            known[var] = out
+        for var, out in zip(eqn.outvars, _through(eqn, ins, credit), strict=True):
+            known[var] = set() if credit and _ends_credit(eqn, var) else out
     return [of(atom) for atom in jaxpr.outvars]
 
 
-def _through(eqn: Any, ins: list[set[int]]) -> list[set[int]]:
+def _ends_credit(eqn: Any, var: Any) -> bool:
+    discrete = not jnp.issubdtype(var.aval.dtype, jnp.inexact)
+    return eqn.primitive.name == "stop_gradient" or discrete
+
+
+def _through(eqn: Any, ins: list[set[int]], credit: bool) -> list[set[int]]:
     if eqn.primitive.name == "cond":
-        branches = [dependencies(branch.jaxpr) for branch in eqn.params["branches"]]
+        branches = [dependencies(branch.jaxpr, credit) for branch in eqn.params["branches"]]
         return [
             ins[0].union(*(ins[1:][i] for branch in branches for i in branch[k]))
             for k in range(len(eqn.outvars))
@@ -262,7 +276,7 @@ def _through(eqn: Any, ins: list[set[int]]) -> list[set[int]]:
     )
     if eqn.primitive.name == "while" or inner is None or len(inner.invars) != len(ins):
         return [set().union(*ins)] * len(eqn.outvars)
-    depends = dependencies(inner)
+    depends = dependencies(inner, credit and not eqn.primitive.name.startswith("custom"))
     if eqn.primitive.name != "scan":
         return [set().union(*(ins[i] for i in out)) for out in depends]
     # A scan's invars are consts, carry, xs and its outvars carry, ys; xs and ys have an axis more

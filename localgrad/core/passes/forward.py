@@ -176,12 +176,20 @@ def replay(
         if site.reads_x:
             drive = graft(drive, layer.apply(own, frozen[i]))
         if cut == DIAGONAL:
-            weight = _own_weight(own[("kernel",)], *method.entries[i], pre)
+            weight = _own_weight(_in_use(layer, own, pre), *method.entries[i], pre)
             drive = graft(drive, weight.astype(drive.dtype))
         return drive
 
     new, y = respond_to(cell.module, params, carry, x, respond)
     return jax.tree.map(lambda a, b: a.astype(b.dtype), new, carry), y
+
+
+def _in_use(layer: Layer, leaves: Leaves, pre: jax.Array) -> jax.Array:
+    """A layer's kernel, 0 where the layer masks it."""
+    kernel = leaves[("kernel",)]
+    ones = jnp.ones((1, *pre.shape[1:]), pre.dtype)
+    uses = jax.grad(lambda k: layer.apply(leaves | {("kernel",): k}, ones).sum())(kernel)
+    return kernel * uses
 
 
 def _own_weight(kernel: jax.Array, start: int, units: int, pre: jax.Array) -> jax.Array:

@@ -1,0 +1,48 @@
+"""Arguments of cells that are a number, or one number a unit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Numbers = float | tuple[float, ...]
+
+
+def numbers(name: str, value: Any, features: int, low: float, high: float, hint: str) -> Numbers:
+    """The value as plain numbers, which can be hashed.
+
+    Args:
+        name: of the argument.
+        value: a number, or an array (N,) of one a unit.
+        features: N.
+        low: the least it may be.
+        high: the most it may be.
+        hint: how to get it right; the end of the message.
+
+    Returns:
+        A float, or a tuple of N of them.
+
+    Raises:
+        ValueError: if it is of another shape, or out of range.
+    """
+    array = np.asarray(value, np.float64)
+    if array.shape not in ((), (features,)):
+        raise ValueError(
+            f"{name} must be a number or an array of shape ({features},), one a unit; got shape "
+            f"{array.shape}."
+        )
+    if not np.all((array >= low) & (array <= high) & np.isfinite(array)):
+        kind = f"lie in [{low:g}, {high:g}]" if np.isfinite(high) else f"be {low:.3g} or more"
+        kind = "be positive" if 0 < low < 1e-300 else kind
+        raise ValueError(
+            f"{name} must {kind}; got values from {array.min()} to {array.max()}. {hint}"
+        )
+    return tuple(array.tolist()) if array.ndim else float(array)
+
+
+def each(value: Numbers, like: jax.Array) -> jax.Array:
+    """A number, or one a unit, for each unit and example of `like` [B, N]."""
+    return jnp.broadcast_to(jnp.asarray(value, like.dtype), like.shape)
