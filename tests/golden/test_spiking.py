@@ -220,3 +220,37 @@ def test_bptt_of_stacks_with_credit_through_the_reset(case):
     rule = localgrad.bptt(model, optax.softmax_cross_entropy, reduction="sum")
     theirs = load("eprop", f"customalif/{case}/bptt/")
     assert_close(learned(rule, params, batch), stack_tree(theirs, *GRADS))
+
+
+@pytest.mark.parametrize("streams", [None, 1])
+@pytest.mark.parametrize("case", LSNN)
+def test_random_feedback(case, streams):
+    theirs, model, params, batch = lsnn(case)
+    options = {"feedback": theirs["B_feedback"], "batch_size": streams, "reduction": "sum"}
+    rule = localgrad.deep_eprop(model, squared_error, **options)
+    assert_same_lsnn(learned(rule, params, batch), theirs, "eprop_grad_{}_random")
+
+
+@pytest.mark.parametrize("feedback", ["random", "adaptive"])
+@pytest.mark.parametrize("case", STACKS)
+def test_feedback_of_stacks(case, feedback):
+    """Step by step; adaptive weights have the gradient of the readout's, which they follow."""
+    theirs, model, params, batch = stack_of(case)
+    adaptive = {"feedback_rate": 0.1, "feedback_decay": 0.01} if feedback == "adaptive" else {}
+    rule = localgrad.deep_eprop(
+        model,
+        optax.softmax_cross_entropy,
+        feedback=feedback,
+        key=jax.random.key(0),
+        reduction="sum",
+        **adaptive,
+    )
+    state = rule.init(params)
+    ((receiver, drawn),) = state.feedback.items()
+    weights = theirs["B_feedback"]
+    assert drawn.shape == weights.shape and receiver == f"cells_{len(params) - 2}"
+    updates, after = rule(params, state._replace(feedback={receiver: weights}), batch)
+    grads = load("eprop", f"customalif/{case}/{feedback}/")
+    assert_close(updates, stack_tree(grads, *GRADS))
+    moved = weights - 0.1 * (grads["grad_feedback"] + 0.01 * weights)
+    assert_close(after.feedback[receiver], moved if adaptive else weights)
