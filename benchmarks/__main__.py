@@ -10,8 +10,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-CELL_NAMES = ("rate", "GRU")
-SECTION_NAMES = ("speed", "windows", "peers", "memory", "latency")
+CELL_NAMES = ("rate", "GRU", "ALIF")
+SECTION_NAMES = ("speed", "windows", "peers", "memory", "latency", "depth")
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
@@ -20,13 +20,13 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
         prog="python -m benchmarks",
         description="What localgrad's rules cost beside jitted Flax BPTT, in one process and, on a "
-        "CPU, on one core: time, windows, peers, peak memory, latency of a step.",
+        "CPU, on one core: time, windows, peers, peak memory, latency of a step, depth.",
     )
     size = made.add_mutually_exclusive_group()
     size.add_argument("--quick", action="store_true", help="times N=128, T=1000 only")
     size.add_argument("--full", action="store_true", help="times every N and T")
     made.add_argument("--sections", nargs="+", choices=SECTION_NAMES, default=SECTION_NAMES)
-    made.add_argument("--cells", nargs="+", choices=CELL_NAMES, default=CELL_NAMES)
+    made.add_argument("--cells", nargs="+", choices=CELL_NAMES, default=("rate", "GRU"))
     made.add_argument(
         "--seconds", type=float, default=3.0, help="how long to repeat each comparison (default: 3)"
     )
@@ -112,6 +112,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "peers": peers.peers,
         "memory": measures.memory,
         "latency": measures.latency,
+        "depth": measures.depth,
     }
     found = {name: [] for name in options.sections}
     for name in options.sections:

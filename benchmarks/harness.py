@@ -21,8 +21,9 @@ FLAX = "flax BPTT"
 CELLS: dict[str, Callable[[int], Any]] = {
     "rate": lambda units: localgrad.RateCell(units, alpha=0.2),
     "GRU": nn.GRUCell,
+    "ALIF": localgrad.ALIFCell,
 }
-TRAITS = {"rate": (), "GRU": ("gated",)}
+TRAITS = {"rate": (), "GRU": ("gated",), "ALIF": ("gated",)}
 """Of the cells, as the catalogue has them."""
 
 HORIZONS = (1, 10)
@@ -56,6 +57,9 @@ class Plan(NamedTuple):
 
     Attributes:
         cells: names of `CELLS`.
+        stacked: names of `CELLS`, of which stacks are measured.
+        depths: the numbers of layers of those.
+        widths: the N of those.
         rules: names of `RULES`.
         units: the N to time.
         steps: the T to time.
@@ -63,13 +67,17 @@ class Plan(NamedTuple):
         windows: the W of the window sweep.
         exact: T of exact RTRL; and of its stepwise form, which is slow.
         memory: the two T whose peak memory is compared.
+        room: bytes of a state above which a rule is left out.
         streamed: how many single steps a scan takes.
         batch: B.
         seconds: how long to repeat each comparison.
         clock: the clock to read.
     """
 
-    cells: Sequence[str] = tuple(CELLS)
+    cells: Sequence[str] = ("rate", "GRU")
+    stacked: Sequence[str] = ("rate", "ALIF")
+    depths: Sequence[int] = (1, 2, 3, 4)
+    widths: Sequence[int] = (32, 64, 128)
     rules: Sequence[str] = tuple(RULES)
     units: Sequence[int] = (32, 128, 256)
     steps: Sequence[int] = (1000,)
@@ -77,6 +85,7 @@ class Plan(NamedTuple):
     windows: Sequence[int] = (1, 5, 10, 25, 50, 100, 200, 500, 1000)
     exact: tuple[int, int] = (128, 16)
     memory: tuple[int, int] = (1_000, 100_000)
+    room: int = 2 * 2**30
     streamed: int = 1000
     batch: int = 16
     seconds: float = 3.0
@@ -88,16 +97,19 @@ class Plan(NamedTuple):
 
 
 class Problem(NamedTuple):
-    """A network of one cell and a Dense readout, with its parameters and a batch."""
+    """A network of cells and a Dense readout, with its parameters and a batch."""
 
     model: localgrad.Network
     params: Any
     batch: localgrad.Batch
 
 
-def problem(cell: str, units: int, steps: int, batch: int, abstract: bool = False) -> Problem:
-    """Random inputs and targets for a cell of `CELLS`; `abstract` gives shapes without data."""
-    model = localgrad.Network((CELLS[cell](units),), readout=nn.Dense(OUTPUTS))
+def problem(
+    cell: str, units: int, steps: int, batch: int, abstract: bool = False, depth: int = 1
+) -> Problem:
+    """Random inputs and targets for cells of `CELLS`; `abstract` gives shapes without data."""
+    cells = tuple(CELLS[cell](units) for _ in range(depth))
+    model = localgrad.Network(cells, readout=nn.Dense(OUTPUTS))
 
     def data() -> tuple[Any, localgrad.Batch]:
         keys = jax.random.split(jax.random.key(0), 3)
@@ -146,19 +158,23 @@ def flax_recomputed(task: Problem, chunk: int) -> tuple[Callable, tuple]:
             return _run_flax(task.model, params, jax.tree.map(cut, batch), carry)
 
         examples, steps, width = batch.inputs.shape
-        carry = task.model.cells[0].initialize_carry(jax.random.key(0), (examples, width))
+        carry = task.model.initialize_carry(jax.random.key(0), (examples, width))
         return jax.lax.scan(piece, carry, jnp.arange(0, steps, chunk))[1].mean()
 
     return jax.value_and_grad(loss), (task.params, task.batch)
 
 
 def _run_flax(model: Any, params: Any, batch: localgrad.Batch, carry: Any) -> tuple[Any, jax.Array]:
-    """`nn.RNN` of the cell, the readout over all steps at once: the carry and the mean loss."""
-    run = nn.RNN(model.cells[0], return_carry=True)
-    variables = {"params": {"cell": params["cells_0"]}}
-    carry, hidden = run.apply(variables, batch.inputs, initial_carry=carry)
+    """`nn.RNN` of each cell, the readout over all steps at once: the carries and the mean loss."""
+    hidden, left = batch.inputs, []
+    for level, cell in enumerate(model.cells):
+        variables = {"params": {"cell": params[f"cells_{level}"]}}
+        start = None if carry is None else carry[level]
+        run = nn.RNN(cell, return_carry=True)
+        last, hidden = run.apply(variables, hidden, initial_carry=start)
+        left.append(last)
     outputs = model.readout.apply({"params": params["readout"]}, hidden)
-    return carry, optax.l2_loss(outputs, batch.targets).mean()
+    return tuple(left), optax.l2_loss(outputs, batch.targets).mean()
 
 
 def root(steps: int) -> int:

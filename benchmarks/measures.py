@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import itertools
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -118,6 +120,44 @@ def memory(plan: Plan) -> Iterator[Table | Bar]:
         yield Bar(claim, growth[worst], 1.2)
 
 
+def depth(plan: Plan) -> Iterator[Table | Bar]:
+    """Time and memory of e-prop in depth, beside rules that keep less or more, and Flax BPTT."""
+    _, steps = plan.main
+    makes: dict[str, Callable[..., Any]] = {
+        "deep_eprop": localgrad.deep_eprop,
+        "eprop": localgrad.eprop,
+        "rtrl": localgrad.rtrl,
+    }
+    for cell, units in itertools.product(plan.stacked, plan.widths):
+        rows = {name: [name] for name in (FLAX, *makes)}
+        for layers in plan.depths:
+            task = problem(cell, units, steps, plan.batch, depth=layers)
+            calls, states = {FLAX: compiled(*flax_bptt(task))}, {FLAX: 0}
+            for name, make in makes.items():
+                state = _state_bytes(make, task)
+                if state <= plan.room:
+                    calls[name], states[name] = compiled(*update_of(make, task)), state
+            found = interleave(plan, calls, FLAX)
+            for name, line in rows.items():
+                line += [found[name], Bytes(states[name])] if name in found else ["-", "too large"]
+        header = ["", *(f"{title}" for n in plan.depths for title in (f"{n} layers", "MiB kept"))]
+        title = f"Depth: {cell} cell, N={units} a layer, T={steps}, B={plan.batch}"
+        note = f"{TIMING.format(FLAX)}; what a stream's state keeps between calls."
+        yield Table(title, note, header, [*rows.values()])
+
+
+def _state_bytes(make: Callable[..., Any], task: Problem) -> int:
+    """What the state of a stream takes; nothing is allocated."""
+    rule = streaming(make, task, **_unlimited(make))
+    state = jax.eval_shape(rule.init, task.params)
+    return sum(math.prod(a.shape) * a.dtype.itemsize for a in jax.tree.leaves(state))
+
+
+def _unlimited(make: Callable[..., Any]) -> dict[str, int]:
+    takes_limit = "max_influence_bytes" in inspect.signature(make).parameters
+    return {"max_influence_bytes": 2**62} if takes_limit else {}
+
+
 def _peak(function: Callable, arguments: tuple) -> int:
     stats: Any = jax.jit(function).lower(*arguments).compile().memory_analysis()
     return stats.temp_size_in_bytes
@@ -126,7 +166,7 @@ def _peak(function: Callable, arguments: tuple) -> int:
 def latency(plan: Plan) -> Iterator[Table | Bar]:
     """One streaming step of one example, beside one-step truncated BPTT in Flax."""
     units, _ = plan.main
-    limits = {"rate": 1.5, "GRU": 2.0}
+    limits = {"rate": 1.5}
     header = ["", "one call under jit", "a step of lax.scan", "scan / jit"]
     note = (
         f"{TIMING.format('one-step BPTT')}; the {plan.streamed} scanned steps take SGD steps too."
@@ -143,7 +183,9 @@ def latency(plan: Plan) -> Iterator[Table | Bar]:
         for rule in [
             rule for rule in plan.rules_for(cell) if rule in once and RULES[rule].row.fast
         ]:
-            yield Bar(f"{rule}, {cell}: latency / {ONE_STEP}", once[rule].ratio, limits[cell])
+            yield Bar(
+                f"{rule}, {cell}: latency / {ONE_STEP}", once[rule].ratio, limits.get(cell, 2.0)
+            )
 
 
 def _single_steps(plan: Plan, cell: str, task: Problem) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -11,6 +11,9 @@ from benchmarks.__main__ import CELL_NAMES, SECTION_NAMES, parser
 pytestmark = [pytest.mark.long, pytest.mark.optimized]
 PLAN = harness.Plan(
     cells=("rate",),
+    stacked=("rate",),
+    depths=(1, 2),
+    widths=(4,),
     rules=("eprop",),
     units=(4,),
     steps=(6,),
@@ -28,6 +31,7 @@ BENCHMARKS = {
     "peers": peers.peers,
     "memory": measures.memory,
     "latency": measures.latency,
+    "depth": measures.depth,
 }
 
 
@@ -37,7 +41,7 @@ def test_benchmark_gives_tables_and_bars(name, tmp_path):
     tables = [item for item in items if isinstance(item, report.Table)]
     bars = [item for item in items if isinstance(item, report.Bar)]
     assert tables and len(tables) + len(bars) == len(items)
-    assert bars or name == "windows"
+    assert bars or name in ("windows", "depth")
     for table in [*tables, report.table_of_bars(bars)]:
         lines = str(table).splitlines()
         assert len({len(line) for line in lines[3:]}) == 1, "the columns are aligned"

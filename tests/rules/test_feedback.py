@@ -1,0 +1,116 @@
+"""Feedback weights that learn: Kolen and Pollack's law, and what cannot be used."""
+
+import functools
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import localgrad
+from tests.rules.test_deep import OUT, B, problem, rate
+
+close = functools.partial(chex.assert_trees_all_close, rtol=1e-10, atol=1e-10)
+RATE, DECAY, CALLS = 0.1, 0.05, 5
+
+pytestmark = pytest.mark.usefixtures("x64")
+
+
+def adaptive(factory, model, **options):
+    """The rule with weights that learn as its readout does."""
+    return factory(
+        model,
+        optax.l2_loss,
+        feedback="adaptive",
+        feedback_rate=RATE,
+        feedback_decay=DECAY,
+        key=jax.random.key(1),
+        **options,
+    )
+
+
+def trained(rule, params, batch):
+    """Parameters and state after some calls, all parameters decaying like the feedback."""
+    tx = optax.chain(rule, optax.add_decayed_weights(DECAY), optax.sgd(RATE))
+    state = tx.init(params)
+    for _ in range(CALLS):
+        updates, state = tx.update(None, state, params, batch=batch)
+        params = optax.apply_updates(params, updates)
+    return params, state[0]
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"batch_size": B, "window": 5}], ids=["episodes", "stream"]
+)
+@pytest.mark.parametrize("factory", [localgrad.eprop, localgrad.deep_eprop])
+def test_feedback_comes_closer_to_the_readout_at_the_rate_of_the_decay(factory, options):
+    """Both take the same steps, so that nothing but the decay changes their difference."""
+    model, params, batch = problem(rate(4, 0.3), nn.GRUCell(3, param_dtype=float))
+    rule = adaptive(factory, model, **options)
+    gap = rule.init(params).feedback["cells_1"] - params["readout"]["kernel"]
+    after, state = trained(rule, params, batch)
+    left = state.feedback["cells_1"] - after["readout"]["kernel"]
+    close(left, (1 - RATE * DECAY) ** CALLS * gap)
+    assert not np.allclose(after["readout"]["kernel"], params["readout"]["kernel"], atol=1e-2)
+
+
+def test_a_leaky_readout_is_followed_too():
+    model, params, batch = problem(rate(4, 0.3))
+    model = localgrad.Network((*model.cells, localgrad.LeakyCell(OUT, 0.8, param_dtype=float)))
+    params = {"cells_0": params["cells_0"], "cells_1": {"i": params["readout"]}}
+    rule = adaptive(localgrad.deep_eprop, model, batch_size=B)
+    gap = rule.init(params).feedback["cells_0"] - params["cells_1"]["i"]["kernel"]
+    after, state = trained(rule, params, batch)
+    left = state.feedback["cells_0"] - after["cells_1"]["i"]["kernel"]
+    close(left, (1 - RATE * DECAY) ** CALLS * gap)
+
+
+def test_a_lower_cell_has_feedback_as_if_it_had_a_readout():
+    model, params, batch = problem(rate(4, 0.3), rate(3, 0.2))
+    rule = adaptive(localgrad.eprop, model, reduction="sum", window=5)
+    before = rule.init(params)
+    _, after = rule(params, before, batch)
+    lower = localgrad.Network(model.cells[:1])
+    own = {"cells_0": params["cells_0"]}
+    _, ys, _ = localgrad.evaluate(lower, lambda y, t: y.sum(-1) * 0 + t.sum(-1) * 0, own, batch)
+    _, outputs, _ = localgrad.evaluate(model, optax.l2_loss, params, batch)
+    error = (outputs - batch.targets) / OUT * batch.mask[..., None]
+    drift = jnp.einsum("btn,bto->no", ys, error)
+    weights = before.feedback["cells_0"]
+    close(after.feedback["cells_0"], weights - RATE * (drift + DECAY * weights))
+    close(after.drift["cells_0"], jnp.zeros((4, OUT)))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"feedback": "adaptive", "feedback_rate": 0.1}, "draws its weights: pass key"),
+        ({"feedback": "adaptive"}, "pass feedback_rate, 0 or more.*got None, 0.0"),
+        ({"feedback": "adaptive", "feedback_rate": -1.0}, "got -1.0, 0.0"),
+        (
+            {"feedback": "random", "feedback_rate": 0.1},
+            'feedback_rate=0.1.*Use feedback="adaptive"',
+        ),
+        ({"feedback": "ramdom"}, "feedback must be .*got 'ramdom'"),
+    ],
+)
+@pytest.mark.parametrize("factory", [localgrad.eprop, localgrad.rflo, localgrad.deep_eprop])
+def test_what_cannot_be_used_is_refused(factory, options, message):
+    model, _, _ = problem(rate(4, 0.3))
+    key = {} if "pass key" in message else {"key": jax.random.key(0)}
+    with pytest.raises(ValueError, match=message):
+        factory(model, optax.l2_loss, **options, **key)
+
+
+def test_feedback_needs_something_to_stand_in_for():
+    model, params, _ = problem(rate(4, 0.3))
+    bare = localgrad.Network(model.cells)
+    rule = localgrad.deep_eprop(bare, optax.l2_loss, feedback="random", key=jax.random.key(0))
+    with pytest.raises(ValueError, match=r"last linear map \(N, O\).*LeakyCell"):
+        rule.init({"cells_0": params["cells_0"]})
+    wrong = localgrad.deep_eprop(model, optax.l2_loss, feedback=np.ones((5, 2)))
+    with pytest.raises(ValueError, match=r"feedback of cells_0 must be \(N, O\) = \(4, 2\)"):
+        wrong.init(params)
