@@ -5,11 +5,14 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
+import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 FULL = 1.1 * 2**30
 """Bytes of a worker above which what JAX compiled is thrown away, after the test that got there."""
@@ -61,9 +64,17 @@ def theory_in_float64(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that share what they compile go to one worker: a module, or a case of the contract."""
-    for item in items:
-        case = getattr(item, "callspec", None) and item.callspec.params.get("case")
-        shared = "-".join(case) if case and item.path.stem == "test_contract" else ""
-        item.add_marker(pytest.mark.xdist_group(f"{item.path}{shared}"))
+class Together(LoadScopeScheduling):
+    """Gives tests that share what they compile to one worker."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        """A module, or a case of the contract: `...[rule-model]` or `...[rule-model-more]`."""
+        module, _, test = nodeid.partition("::")
+        case = re.search(r"\[(\w+-\w+)", test) if module.endswith("test_contract.py") else None
+        return f"{module}::{case[1]}" if case else module
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Together:
+    """Whatever `--dist` says."""
+    return Together(config, log)
