@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,22 +12,29 @@ import numpy as np
 Numbers = float | tuple[float, ...]
 
 
-def numbers(name: str, value: Any, features: int, low: float, high: float, hint: str) -> Numbers:
+LEGAL: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "lie in [0, 1]": lambda a: (a >= 0) & (a <= 1),
+    "be 0 or more": lambda a: (a >= 0) & (a < np.inf),
+    "be positive": lambda a: (a > 0) & (a < np.inf),
+}
+"""What may be asked of numbers, in the words of the message."""
+
+
+def numbers(name: str, value: Any, features: int, must: str, hint: str) -> Numbers:
     """The value as plain numbers, which can be hashed.
 
     Args:
         name: of the argument.
         value: a number, or an array (N,) of one a unit.
         features: N.
-        low: the least it may be.
-        high: the most it may be.
+        must: what is asked of it, one of `LEGAL`.
         hint: how to get it right; the end of the message.
 
     Returns:
         A float, or a tuple of N of them.
 
     Raises:
-        ValueError: if it is of another shape, or out of range.
+        ValueError: if it is of another shape, or not what it must be.
     """
     array = np.asarray(value, np.float64)
     if array.shape not in ((), (features,)):
@@ -34,11 +42,9 @@ def numbers(name: str, value: Any, features: int, low: float, high: float, hint:
             f"{name} must be a number or an array of shape ({features},), one a unit; got shape "
             f"{array.shape}."
         )
-    if not np.all((array >= low) & (array <= high) & np.isfinite(array)):
-        kind = f"lie in [{low:g}, {high:g}]" if np.isfinite(high) else f"be {low:.3g} or more"
-        kind = "be positive" if 0 < low < 1e-300 else kind
+    if not np.all(LEGAL[must](array)):
         raise ValueError(
-            f"{name} must {kind}; got values from {array.min()} to {array.max()}. {hint}"
+            f"{name} must {must}; got values from {array.min()} to {array.max()}. {hint}"
         )
     return tuple(array.tolist()) if array.ndim else float(array)
 

@@ -8,7 +8,6 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax.linen import initializers
 
 from localgrad.cells.arguments import each, numbers
@@ -62,9 +61,9 @@ class LeakyCell(nn.RNNCellBase):
 
     def __post_init__(self) -> None:
         hint = "With a time constant tau > 0 and a step dt, it is exp(-dt / tau)."
-        self.decay = numbers("decay", self.decay, self.features, 0.0, 1.0, hint)
+        self.decay = numbers("decay", self.decay, self.features, "lie in [0, 1]", hint)
         hint = "Let the kernel bear the sign."
-        self.scale = numbers("scale", self.scale, self.features, 0.0, np.inf, hint)
+        self.scale = numbers("scale", self.scale, self.features, "be 0 or more", hint)
         super().__post_init__()
 
     @nn.compact

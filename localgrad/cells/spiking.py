@@ -13,39 +13,9 @@ import numpy as np
 from flax.linen import initializers
 
 from localgrad.cells.arguments import each, numbers
+from localgrad.cells.surrogates import SURROGATES, Surrogate, spike
 
-Surrogate = Callable[[jax.Array], jax.Array]
-
-SURROGATES: dict[str, Surrogate] = {
-    "triangular": lambda u: jnp.maximum(0, 1 - jnp.abs(u)),
-    "sigmoid": lambda u: 4 * jax.nn.sigmoid(u) * jax.nn.sigmoid(-u),
-    "fast_sigmoid": lambda u: 1 / (1 + jnp.abs(u)) ** 2,
-    "arctan": lambda u: 1 / (1 + u**2),
-}
-"""What stands in for the derivative of a spike, by name; each is 1 at the threshold."""
-
-SMALLEST = float(np.finfo(np.float64).tiny)
 DECAY_HINT = "With a time constant tau > 0 and a step dt, it is exp(-dt / tau)."
-
-
-@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
-def spike(u: jax.Array, slope: Surrogate) -> jax.Array:
-    """1 where u > 0, else 0, with derivative `slope(u)`, forwards and backwards.
-
-    Args:
-        u: any floating array.
-        slope: the derivative to use, as a function of u.
-
-    Returns:
-        Zeros and ones, in the shape and dtype of u.
-    """
-    del slope
-    return (u > 0).astype(u.dtype)
-
-
-@spike.defjvp
-def _spike_jvp(slope: Surrogate, primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
-    return spike(*primals, slope), slope(*primals).astype(primals[0].dtype) * tangents[0]
 
 
 class LIFCell(nn.RNNCellBase):
@@ -114,15 +84,15 @@ class LIFCell(nn.RNNCellBase):
     dampening: float = 0.3
     use_bias: bool = False
     kernel_init: Callable[..., Any] = initializers.lecun_normal()
-    recurrent_kernel_init: Callable[..., Any] = initializers.orthogonal()
+    recurrent_kernel_init: Callable[..., Any] = initializers.lecun_normal()
     bias_init: Callable[..., Any] = initializers.zeros_init()
     dtype: Any = None
     param_dtype: Any = jnp.float32
 
     def __post_init__(self) -> None:
-        self._numbers("decay", 0.0, 1.0, DECAY_HINT)
-        self._numbers("threshold", SMALLEST, np.inf, "Units spike where the voltage exceeds it.")
-        self._numbers("scale", 0.0, np.inf, "Let the kernels bear the sign.")
+        self._numbers("decay", "lie in [0, 1]", DECAY_HINT)
+        self._numbers("threshold", "be positive", "Units spike where the voltage exceeds it.")
+        self._numbers("scale", "be 0 or more", "Let the kernels bear the sign.")
         if not (np.ndim(self.dampening) == 0 and 0 <= self.dampening < np.inf):
             raise ValueError(f"dampening must be a number, 0 or more; got {self.dampening!r}.")
         if not (np.ndim(self.refractory) == 0 and 0 <= self.refractory == int(self.refractory)):
@@ -182,9 +152,8 @@ class LIFCell(nn.RNNCellBase):
         return jnp.where(jnp.eye(self.features, dtype=bool), jnp.zeros_like(kernel), kernel)
 
     @nn.nowrap
-    def _numbers(self, name: str, low: float, high: float, hint: str) -> None:
-        value = numbers(name, getattr(self, name), self.features, low, high, hint)
-        object.__setattr__(self, name, value)
+    def _numbers(self, name: str, must: str, hint: str) -> None:
+        setattr(self, name, numbers(name, getattr(self, name), self.features, must, hint))
 
     @nn.nowrap
     def initialize_carry(self, rng: jax.Array, input_shape: tuple[int, ...]) -> tuple:
@@ -269,8 +238,8 @@ class ALIFCell(LIFCell):
     beta: Any = 0.1
 
     def __post_init__(self) -> None:
-        self._numbers("adaptation_decay", 0.0, 1.0, DECAY_HINT)
-        self._numbers("beta", 0.0, np.inf, "With 0 the threshold is constant.")
+        self._numbers("adaptation_decay", "lie in [0, 1]", DECAY_HINT)
+        self._numbers("beta", "be 0 or more", "With 0 the threshold is constant.")
         super().__post_init__()
 
     @nn.compact

@@ -91,7 +91,7 @@ MODELS: dict[str, Model] = {
     "lif": Model(_read(lambda: _spiking(localgrad.LIFCell, N)), ("lif",), ("gated",)),
     "alif": Model(_read(lambda: _alif(N)), ("alif",), ("gated",)),
     "lru": Model(
-        _read(lambda: localgrad.LRUCell(N, outputs=3, param_dtype=jnp.float64)),
+        _read(lambda: localgrad.LRUCell(N, param_dtype=jnp.float64)),
         ("lru",),
         ("gated",),
     ),

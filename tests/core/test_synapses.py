@@ -55,6 +55,25 @@ class ReadsInput(_Cell):
         return carry, carry + x.sum(-1, keepdims=True)
 
 
+class Counts(nn.RNNCellBase):
+    """Half of its carry counts, and is counted, without credit."""
+
+    @nn.compact
+    def __call__(self, carry, x):
+        h, n = carry[0], jax.lax.stop_gradient(carry[1])
+        h = 0.5 * h + nn.Dense(N, name="i")(x) - n
+        h = jnp.where(n > 3, jnp.zeros_like(h), h)
+        return (h, jnp.where(h > 0, n + 1, jnp.zeros_like(n))), h
+
+    @nn.nowrap
+    def initialize_carry(self, rng, input_shape):
+        return (jnp.zeros((*input_shape[:-1], N)),) * 2
+
+    @property
+    def num_feature_axes(self):
+        return 1
+
+
 class InnerJit(_Cell):
     """Its gates pass through a jit that would join everything, were it not looked into."""
 
@@ -105,6 +124,10 @@ def test_only_the_cell_state_of_an_lstm_lives_between_its_layers():
     assert dissect(as_module(cell), params, carry, x).live == (True, False)
 
 
+def test_what_no_credit_reaches_does_not_live():
+    assert anatomy(Counts()).live == (True, False)
+
+
 def through(name):
     """A function (a, b) -> (uses a, uses b), wrapped in the named way."""
 
@@ -133,6 +156,20 @@ def through(name):
 def test_dependencies_keep_apart_what_is_apart(name):
     jaxpr = jax.make_jaxpr(through(name))(1.0, 2.0).jaxpr
     assert dependencies(jaxpr) == [{0}, {1}]
+
+
+@pytest.mark.parametrize("name", ["jit", "remat", "custom_jvp", "custom_vjp", "cond", "scan"])
+@pytest.mark.parametrize("end", [jax.lax.stop_gradient, lambda a: (a > 0) * 1.0])
+def test_credit_ends_where_no_derivative_follows(name, end):
+    jaxpr = jax.make_jaxpr(lambda a, b: through(name)(end(a), b))(1.0, 2.0).jaxpr
+    assert dependencies(jaxpr) == [{0}, {1}]
+    assert dependencies(jaxpr, credit=True) == [set(), {1}]
+
+
+def test_a_custom_derivative_may_go_where_none_follows():
+    step = jax.custom_jvp(lambda a: (a > 0) * 1.0)
+    step.defjvp(lambda primals, tangents: (step(*primals), tangents[0]))
+    assert dependencies(jax.make_jaxpr(step)(1.0).jaxpr, credit=True) == [{0}]
 
 
 def test_a_scan_hands_on_what_one_pass_gives_the_next():
