@@ -27,7 +27,14 @@ from localgrad.core.passes.backward import (
     unowned_by_unit,
 )
 from localgrad.core.passes.contraction import contract, outer, pres
-from localgrad.core.passes.eligibility import default_window, live_leaves, silent, spread, to_leaf
+from localgrad.core.passes.eligibility import (
+    default_window,
+    live_leaves,
+    silent,
+    spread,
+    tape_numbers,
+    to_leaf,
+)
 from localgrad.core.passes.forward import Method
 from localgrad.core.passes.run import Level, Pass, descend, encoded_each
 from localgrad.core.steps import even_window, examples_first, one_row, over_examples, row
@@ -78,13 +85,19 @@ def held_bytes(nothing: Callable[[], Held]) -> int:
 
 
 def window_of(cut: str, stack: Stack, params: Leaves, steps: int, alone: bool) -> int:
-    """As long as the window's posts take no more memory than twice what is held."""
+    """As long as the window's posts take no more memory than twice what is held.
+
+    Or all steps, where nothing need be held and their tapes take no more than that.
+    """
     if len(stack.cells) == 1 and stack.encoder is None:
         return default_window(cut, stack, params, steps, alone)
-    held = held_bytes(lambda: nothing_held(stack, params, cut, 1)) // 4
+    batch = jax.tree.leaves(stack.initial[0])[0].shape[0]
+    held = held_bytes(lambda: nothing_held(stack, params, cut, batch)) // 4
+    if alone and steps * tape_numbers(stack) <= held:
+        return steps
     live = [len(live_leaves(cell, cut)) for cell in stack.cells]
     carries = [jax.tree.leaves(carry)[0].shape[-1] for carry in stack.initial]
-    rows = 1 + sum(s * n for s, n in zip(live, carries, strict=True))
+    rows = batch * (1 + sum(s * n for s, n in zip(live, carries, strict=True)))
     width = sum(math.prod(site.drive.shape[1:]) for cell in stack.cells for site in cell.sites)
     return even_window(steps, max(1, min(2 * held // (rows * max(1, width)), 128)))
 

@@ -89,13 +89,18 @@ def default_window(cut: str, stack: Stack, params: Leaves, steps: int, alone: bo
     size = even_window(steps)
     if not alone:
         return size
-    held, tape = 0, 0
+    held = 0
     for level, prefix in enumerate(stack.prefixes):
         cell, own, carry = stack.cells[level], under(params, prefix), stack.initial[level]
         held += _numbers(jax.eval_shape(functools.partial(silent, cell, cut=cut), own, carry))
-        tape += _numbers((carry, [site.drive for site in cell.sites]))
-        tape += _numbers(jax.tree.leaves(carry)[0])  # its output
-    return steps if steps <= 1.6 * size + held / tape else size
+    return steps if steps <= 1.6 * size + held / tape_numbers(stack) else size
+
+
+def tape_numbers(stack: Stack) -> int:
+    """How many numbers the tapes hold of one step: carries, drives and outputs of B examples."""
+    drives = [site.drive for cell in stack.cells for site in cell.sites]
+    outputs = [jax.tree.leaves(carry)[0] for carry in stack.initial]
+    return _numbers((stack.initial, drives, outputs))
 
 
 def _numbers(tree: Any) -> int:
