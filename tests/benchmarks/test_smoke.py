@@ -8,7 +8,7 @@ import pytest
 from benchmarks import harness, measures, peers, report
 from benchmarks.__main__ import CELL_NAMES, SECTION_NAMES, parser
 
-pytestmark = [pytest.mark.long, pytest.mark.optimized]
+pytestmark = pytest.mark.long
 PLAN = harness.Plan(
     cells=("rate",),
     stacked=("rate",),

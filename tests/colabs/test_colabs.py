@@ -8,7 +8,7 @@ import matplotlib
 import matplotlib.pyplot as plt
 import pytest
 
-pytestmark = [pytest.mark.long, pytest.mark.optimized]
+pytestmark = pytest.mark.long
 FOLDER = Path(__file__).parents[2] / "colabs"
 
 

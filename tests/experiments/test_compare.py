@@ -14,7 +14,7 @@ from experiments import compare
 from experiments.tasks import delayed_recall
 from experiments.train import Budget, Problem, make_shared, make_trainer, record, train
 
-pytestmark = [pytest.mark.long, pytest.mark.optimized]
+pytestmark = pytest.mark.long
 LOSS = optax.softmax_cross_entropy_with_integer_labels
 BUDGET = Budget(steps=6, batch_size=4, learning_rate=0.01, clip=1.0, seeds=2, checkpoints=2, seed=0)
 

@@ -10,7 +10,7 @@ from experiments import linear_dynamics
 from experiments.__main__ import main
 from experiments.linear_dynamics.table import Finding, Row, table
 
-pytestmark = [pytest.mark.long, pytest.mark.optimized]
+pytestmark = pytest.mark.long
 CHEAP = ("window", "low_rank", "nonlinearity")
 
 
