@@ -108,8 +108,10 @@ def last_map(rule: str, stack: Stack, params: Leaves) -> LastMap:
     if stack.readout is not None:
         kernel, receiver, site = ("readout", "kernel"), top, None
     else:
-        sites = [k for k, s in enumerate(stack.cells[top].sites) if s.role == INPUT]
-        receiver, site = top - 1, sites[0] if len(sites) == 1 else None
+        cell = stack.cells[top]
+        sites = [k for k, s in enumerate(cell.sites) if s.role == INPUT]
+        ways = cell.reads_x + sum(site.reads_x for site in cell.sites)  # from x into the cell
+        receiver, site = top - 1, sites[0] if len(sites) == ways == 1 else None
         layer = () if site is None else stack.cells[top].sites[site].layer.path
         kernel = (*stack.prefixes[top], *layer, "kernel")
     shape = (units_of(stack, max(receiver, 0)), outputs)
