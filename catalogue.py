@@ -42,6 +42,7 @@ class Rule(NamedTuple):
         windowed: whether it takes `window`; otherwise each call is its horizon, and a split
             truncates.
         dense: whether its influence has N S P numbers, which is slow at the sizes of others.
+        deep: whether it differs only in a stack from another rule.
         fast: whether it claims to take no longer than BPTT at N = 128, B = 16, T = 1000.
         credits: the top-level groups of parameters it credits, or None for all of them; the
             others get exact zeros.
@@ -58,6 +59,7 @@ class Rule(NamedTuple):
     random: bool = False
     windowed: bool = True
     dense: bool = False
+    deep: bool = False
     fast: bool = False
     credits: tuple[str, ...] | None = None
     plain: tuple[str, ...] | None = None
@@ -111,7 +113,7 @@ RULES: dict[str, Rule] = {
         plain=("readout",),
         models=("embed", "two_gated", "lstm"),
     ),
-    "deep_eprop": Rule(localgrad.deep_eprop, "deep e-prop", "deep", {}, _LOCAL),
+    "deep_eprop": Rule(localgrad.deep_eprop, "deep e-prop", "deep", {}, _LOCAL, deep=True),
     "rflo": Rule(
         localgrad.rflo,
         "RFLO, random",

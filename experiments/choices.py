@@ -90,7 +90,9 @@ CELLS: dict[CellName, CellChoice] = {
     ),
 }
 
-RULES: dict[str, RuleChoice] = {name: RuleChoice(row) for name, row in catalogue.RULES.items()}
+RULES: dict[str, RuleChoice] = {  # of networks of one layer
+    name: RuleChoice(row) for name, row in catalogue.RULES.items() if not row.deep
+}
 RULES["tbptt1_rmsprop"] = RuleChoice(
     catalogue.RULES["tbptt"], optax.rmsprop, suffix=" + RMSprop", horizon=1
 )
