@@ -9,8 +9,10 @@ STAMP := .venv/installed-$(VERSION)
 ARGS ?=
 # Test workers: one a core, at most 8; each holds up to 1.5 GiB. Another number by WORKERS=...
 WORKERS ?= logical
-# Halves what XLA needs to compile on CPU. The pinned jaxlib knows the flag; others may not.
-QUICK := XLA_FLAGS="$$XLA_FLAGS --xla_cpu_use_fusion_emitters=false"
+# Halves what XLA needs to compile on CPU, where this jaxlib knows the flag; another would abort.
+EMITTERS := --xla_cpu_use_fusion_emitters=false
+QUICK = $(shell XLA_FLAGS=$(EMITTERS) $(BIN)/python -c 'import jax; jax.devices()' >/dev/null 2>&1 \
+  && echo 'XLA_FLAGS="$$XLA_FLAGS $(EMITTERS)"')
 
 .PHONY: help demo test test-fast test-long test-slow lint bench clean
 help:
