@@ -87,7 +87,7 @@ def _through(eqn: Any, ins: list[Fact], credit: bool) -> list[Fact]:
         # What a custom derivative makes of comparisons and the like is its own affair.
         outs = _follow(inner, ins, credit and not name.startswith("custom"))
     elif name in LOOPS and is_owned:
-        outs = LOOPS[name](eqn, ins, credit)
+        outs = _looped(eqn, ins, credit)
     elif not is_owned or (credit and name in FLAT):
         outs = [Fact(value=value) for value in _values(eqn, ins)]
     else:
@@ -96,6 +96,13 @@ def _through(eqn: Any, ins: list[Fact], credit: bool) -> list[Fact]:
         Fact(None, fact.value) if credit and _is_discrete(var) else fact
         for fact, var in zip(outs, eqn.outvars, strict=True)
     ]
+
+
+def _looped(eqn: Any, ins: list[Fact], credit: bool) -> list[Fact]:
+    try:
+        return LOOPS[eqn.primitive.name](eqn, ins, credit)
+    except KeyError:  # another JAX may name a parameter otherwise
+        return [Fact(owners) for owners in unread(eqn, ins)]
 
 
 def _read(eqn: Any, ins: list[Fact]) -> list[Owners | None]:
@@ -139,7 +146,10 @@ def _cond(eqn: Any, ins: list[Fact], credit: bool) -> list[Fact]:
 def _scan(eqn: Any, ins: list[Fact], credit: bool) -> list[Fact]:
     """Pass by pass; a long one as a loop of unknown length."""
     body, length, back = (eqn.params[name] for name in ("jaxpr", "length", "reverse"))
-    consts, carry, xs = _parted(ins, eqn.params["num_consts"], eqn.params["num_carry"])
+    inner = getattr(body, "jaxpr", body)
+    # xs and ys have an axis more outside than inside; JAX's own counts change their names.
+    count = sum(map(_same_rank, eqn.outvars, inner.outvars))
+    consts, carry, xs = _parted(ins, sum(map(_same_rank, eqn.invars, inner.invars)) - count, count)
     if not 0 < length <= UNROLLED:
         return _long_scan(eqn, consts, carry, xs, credit)
     kept = []
@@ -151,6 +161,10 @@ def _scan(eqn: Any, ins: list[Fact], credit: bool) -> list[Fact]:
     shapes = [var.aval.shape[1:] for var in eqn.outvars[len(carry) :]]
     ys = zip(shapes, *(kept[::-1] if back else kept), strict=True)
     return carry + [Fact(stack_up([whole(y, shape) for y in each])) for shape, *each in ys]
+
+
+def _same_rank(a: Any, b: Any) -> bool:
+    return a.aval.ndim == b.aval.ndim
 
 
 def _parted(facts: list[Fact], n: int, m: int) -> tuple[list[Fact], list[Fact], list[Fact]]:
