@@ -123,7 +123,8 @@ def deep_eprop(
 
     *Estimates* BPTT's gradient with every path through a recurrent synapse cut: exact in stacks of
     any depth whose units have no recurrent synapses (`LRUCell`), and with `autapses` where those
-    send nothing but to their own unit. Equal to `eprop` on one layer, and with `autapses` to `snap`. Where the units of the upper layers keep nothing past the cut (a tanh `SimpleCell`) it
+    send nothing but to their own unit. Equal to `eprop` on one layer, and with `autapses` to
+    `snap`. Where the units of the upper layers keep nothing past the cut (a tanh `SimpleCell`) it
     equals `eprop` too. Encoder and lower layers are credited through time. Readout parameters get
     their exact gradient. *Costs* memory first: layer l keeps N_l S numbers for every parameter
     below it and every example, so that a few hundred units a layer take gigabytes; `summary` prints
