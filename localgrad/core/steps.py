@@ -95,6 +95,11 @@ def examples_first(tree: Any, axis: int) -> Any:
     return jax.tree.map(lambda a: jnp.moveaxis(a, axis, 0), tree)
 
 
+def example_row_step(a: jax.Array) -> jax.Array:
+    """[W, K, B, ...] -> [B, K, W, ...]."""
+    return jnp.moveaxis(a, (2, 1), (0, 1))
+
+
 def response(f: Any, at: Any, tangent: Any) -> Any:
     """How `f` answers to a small change of its argument.
 

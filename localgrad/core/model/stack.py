@@ -45,6 +45,13 @@ class Stack(NamedTuple):
         """The cells' numbers, the lowest first."""
         return range(len(self.cells))
 
+    def below(self, params: Leaves, level: int) -> list[Path]:
+        """The paths of the parameters below a cell: of the encoder, and of the lower cells."""
+        found = [path for path in params if path[:1] == ("encoder",) and self.encoder is not None]
+        for prefix in self.prefixes[:level]:
+            found += [path for path in params if path[: len(prefix)] == prefix]
+        return found
+
     def pack(self, carries: Any) -> Any:
         """The cells' carries as the model's own carry."""
         return carries[0] if self.prefixes[0] == () else tuple(carries)

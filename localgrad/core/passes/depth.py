@@ -37,7 +37,14 @@ from localgrad.core.passes.eligibility import (
 )
 from localgrad.core.passes.forward import Method
 from localgrad.core.passes.run import Level, Pass, descend, encoded_each
-from localgrad.core.steps import even_window, examples_first, one_row, over_examples, row
+from localgrad.core.steps import (
+    even_window,
+    example_row_step,
+    examples_first,
+    one_row,
+    over_examples,
+    row,
+)
 
 
 class Held(NamedTuple):
@@ -53,14 +60,6 @@ class Held(NamedTuple):
     influence: dict[str, Leaves]
 
 
-def below_of(stack: Stack, params: Leaves, level: int) -> list[Path]:
-    """The paths of the parameters below a cell."""
-    found = [path for path in params if path[:1] == ("encoder",) and stack.encoder is not None]
-    for prefix in stack.prefixes[:level]:
-        found += [path for path in params if path[: len(prefix)] == prefix]
-    return found
-
-
 def nothing_held(stack: Stack, params: Leaves, cut: str, batch: int, across: bool = True) -> Held:
     """What B sequences remember at their start; `across` layers, or of each by itself."""
     eligibility: Leaves = {}
@@ -70,7 +69,7 @@ def nothing_held(stack: Stack, params: Leaves, cut: str, batch: int, across: boo
         carry = jax.tree.map(lambda a: jax.ShapeDtypeStruct((batch, *a.shape[1:]), a.dtype), carry)
         eligibility |= placed(silent(cell, under(params, prefix), carry, cut), prefix)
         size = len(live_leaves(cell, cut)) * jax.tree.leaves(carry)[0].shape[-1]
-        paths = below_of(stack, params, level) if size and across else []
+        paths = stack.below(params, level) if size and across else []
         influence[stack.name(level)] = {
             path: jnp.zeros((batch, size, *params[path].shape), accumulator(params[path]))
             for path in paths
@@ -162,7 +161,7 @@ def deep_rows(
     encoded = None
     if stack.encoder is not None:
         grads |= ran.encode(row(q_x, 0))
-        encoded = jax.tree.map(lambda q: _example_row_step(q[:, 1:]), q_x)
+        encoded = jax.tree.map(lambda q: example_row_step(q[:, 1:]), q_x)
     return grads, Rows(*map(list, zip(*parts, strict=True)), encoded=encoded)
 
 
@@ -192,8 +191,8 @@ def _visit(
         examples(entering[1:count]),
         examples(entering[count:]),
         examples_first(received, 1),
-        [_example_row_step(post[:, 1:]) for post in posts],
-        [_example_row_step(post) for post in own_posts],
+        [example_row_step(post[:, 1:]) for post in posts],
+        [example_row_step(post) for post in own_posts],
         {path: jnp.moveaxis(q[1:], 1, 0) for path, q in unowned.items()},
         {} if silent_units else examples_first(unowned_by_unit(cell, own, tape, probed), 1),
     )
@@ -222,11 +221,6 @@ def _unit_by_unit(probed: Any) -> Any:
         return alone.reshape(steps, probes * units, batch, units)
 
     return jax.tree.map(each, probed)
-
-
-def _example_row_step(a: jax.Array) -> jax.Array:
-    """[W, K, B, ...] -> [B, K, W, ...]."""
-    return jnp.moveaxis(a, (2, 1), (0, 1))
 
 
 def remembered(

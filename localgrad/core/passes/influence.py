@@ -20,7 +20,15 @@ from localgrad.core.passes.backward import assign, input_credit, sweep, unowned_
 from localgrad.core.passes.contraction import contract, outer, pres
 from localgrad.core.passes.forward import Method
 from localgrad.core.passes.run import Level, Pass, descend, encoded_each
-from localgrad.core.steps import even_window, examples_first, length, one_row, over_examples, row
+from localgrad.core.steps import (
+    even_window,
+    example_row_step,
+    examples_first,
+    length,
+    one_row,
+    over_examples,
+    row,
+)
 
 
 def _size(carry: Any) -> int:
@@ -30,10 +38,7 @@ def _size(carry: Any) -> int:
 
 def reaching(stack: Stack, params: Leaves, level: int) -> list[Path]:
     """Paths of the parameters that reach a cell's carry: its own, and all below."""
-    paths = [path for path in params if path[:1] == ("encoder",) and stack.encoder is not None]
-    for below in range(level):
-        prefix = stack.prefixes[below]
-        paths += [path for path in params if path[: len(prefix)] == prefix]
+    paths = stack.below(params, level)
     cell, prefix = stack.cells[level], stack.prefixes[level]
     own = under(params, prefix)
     for site, reach in zip(cell.sites, cell.drives_reach, strict=True):
@@ -121,7 +126,7 @@ def credit_rows(
     encoded = None
     if stack.encoder is not None:
         grads |= ran.encode(row(q_x, 0))
-        encoded = jax.tree.map(_example_row_step, q_x)
+        encoded = jax.tree.map(example_row_step, q_x)
     return grads, Rows(*map(list, zip(*parts, strict=True)), encoded=encoded)
 
 
@@ -141,15 +146,10 @@ def _visit(methods: list[Method], closing: bool, at: Level, q_y: Any) -> tuple[L
         slice(count, count + size),
         jnp.moveaxis(_flat(q_start), 1, 0),
         examples_first(received, 1),
-        jax.tree.map(_example_row_step, credit.posts),
+        jax.tree.map(example_row_step, credit.posts),
         examples_first(unowned, 1),
     )
     return learned, part, input_credit(cell, own, tape, credit) if at.below else q_y
-
-
-def _example_row_step(a: jax.Array) -> jax.Array:
-    """[W, K, B, ...] -> [B, K, W, ...]."""
-    return jnp.moveaxis(a, (2, 1), (0, 1))
 
 
 def _identity(carries: Any, rows: int, size: int) -> Any:
