@@ -13,7 +13,6 @@ from localgrad.core.contract.rule import LearningRule, Loss
 from localgrad.core.frame import Frame, Outcome, Recipe, Window, outcome_of, windowed_rule
 from localgrad.core.model.stack import Stack
 from localgrad.core.params import Leaves, Path, added, placed, under
-from localgrad.core.passes.backward import assign, input_credit
 from localgrad.core.passes.depth import (
     Held,
     deep_rows,
@@ -26,12 +25,15 @@ from localgrad.core.passes.eligibility import (
     learn_units,
     method_of,
     require_units_apart,
+    same_time_credit,
 )
 from localgrad.core.passes.feedback import (
     Feedback,
     Plasticity,
     adapted,
+    feedback_fields,
     feedback_settings,
+    is_symmetric,
     last_map,
     make_feedback,
     require_feedback,
@@ -39,7 +41,6 @@ from localgrad.core.passes.feedback import (
 )
 from localgrad.core.passes.forward import CUT, DIAGONAL
 from localgrad.core.passes.run import Level, descend
-from localgrad.core.steps import one_row, row
 
 GIB = 1024**3
 
@@ -208,8 +209,8 @@ def deep_eprop(
             "max_influence_bytes": max_influence_bytes,
         },
         remember=functools.partial(_no_past, how),
-        prepare=None if _symmetric(how) else functools.partial(_feedback, how),
-        finish=functools.partial(_finish, how),
+        prepare=None if is_symmetric(how.feedback) else functools.partial(_feedback, how),
+        finish=functools.partial(adapted, how.plasticity),
         default_window=functools.partial(window_of, how.cut),
         screen=functools.partial(_screen, how),
         advice="localgrad.eprop keeps one number a parameter and stream, and credits lower layers "
@@ -226,24 +227,11 @@ def deep_eprop(
     )
 
 
-def _symmetric(how: _Deep) -> bool:
-    return isinstance(how.feedback, str) and how.feedback == "symmetric"
-
-
 def _feedback(how: _Deep, stack: Stack, params: Leaves) -> dict[str, Any]:
     found = last_map("deep_eprop", stack, params)
     shapes, dtype = {found.receiver: found.shape}, stack.outputs.dtype
     weights = make_feedback("deep_eprop", how.feedback, how.key, shapes, dtype)
-    drift = None if how.plasticity is None else jax.tree.map(jnp.zeros_like, weights)
-    return {"feedback": weights, "drift": drift}
-
-
-def _finish(how: _Deep, state: DeepState) -> DeepState:
-    """A step of the feedback weights, if they learn."""
-    if how.plasticity is None:
-        return state
-    weights, drift = adapted(how.plasticity, state.feedback, state.drift)
-    return state._replace(feedback=weights, drift=drift)
+    return feedback_fields(weights, how.plasticity)
 
 
 def _no_past(how: _Deep, stack: Stack, params: Leaves, x: Any) -> dict[str, Any]:
@@ -316,9 +304,7 @@ def _visit_ablated(
     grads, kept = learn_units(at, q_y, held, method, frame.opening, frame.closing)
     if not at.below:
         return grads, kept, q_y
-    spatial = assign(at.cell, at.params, at.tape, one_row(q_y))
-    feedback = sent if at.number + 1 == len(frame.stack.cells) else None
-    q_x = row(input_credit(at.cell, at.params, at.tape, spatial, feedback), 0)
+    q_x = same_time_credit(at, q_y, sent if at.number + 1 == len(frame.stack.cells) else None)
     return grads, kept, q_x if how.spatial else jax.tree.map(jnp.zeros_like, q_x)
 
 

@@ -7,7 +7,6 @@ import operator
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from localgrad.core.contract.rule import LearningRule, Loss
 from localgrad.core.frame import (
@@ -21,13 +20,13 @@ from localgrad.core.frame import (
 from localgrad.core.model.locality import require_constant_leak
 from localgrad.core.model.stack import Stack
 from localgrad.core.params import Leaves, Path, placed, under
-from localgrad.core.passes.backward import assign, input_credit
 from localgrad.core.passes.eligibility import (
     default_window,
     learn_units,
     live_leaves,
     method_of,
     require_units_apart,
+    same_time_credit,
     silent,
     tried_cell,
 )
@@ -37,14 +36,15 @@ from localgrad.core.passes.feedback import (
     adapted,
     cell_shapes,
     correlation,
+    feedback_fields,
     feedback_settings,
+    is_symmetric,
     make_feedback,
     require_feedback,
     send,
 )
 from localgrad.core.passes.forward import CUT, DIAGONAL
 from localgrad.core.passes.run import Level, descend
-from localgrad.core.steps import one_row, row
 
 
 class EligibilityState(NamedTuple):
@@ -88,11 +88,6 @@ class _Local(NamedTuple):
     key: jax.Array | None = None
     leaky_only: bool = False
     plasticity: Plasticity | None = None
-
-    @property
-    def symmetric(self) -> bool:
-        """Whether the error comes down the way the outputs came."""
-        return isinstance(self.feedback, str) and self.feedback == "symmetric"
 
 
 def eprop(
@@ -360,8 +355,8 @@ def _recipe(how: _Local) -> Recipe:
         credits=functools.partial(_credits, how),
         settings=_settings(how),
         remember=functools.partial(_no_past, how),
-        prepare=None if how.symmetric else functools.partial(_feedback, how),
-        finish=functools.partial(_finish, how),
+        prepare=None if is_symmetric(how.feedback) else functools.partial(_feedback, how),
+        finish=functools.partial(adapted, how.plasticity),
         default_window=functools.partial(default_window, how.cut),
         screen=functools.partial(_screen, how),
     )
@@ -384,16 +379,7 @@ def _feedback(how: _Local, stack: Stack, params: Leaves) -> dict[str, Any]:
     del params
     shapes = cell_shapes(how.rule, stack)
     weights = make_feedback(how.rule, how.feedback, how.key, shapes, stack.outputs.dtype)
-    drift = None if how.plasticity is None else jax.tree.map(jnp.zeros_like, weights)
-    return {"feedback": weights, "drift": drift}
-
-
-def _finish(how: _Local, state: EligibilityState) -> EligibilityState:
-    """A step of the feedback weights, if they learn."""
-    if how.plasticity is None:
-        return state
-    weights, drift = adapted(how.plasticity, state.feedback, state.drift)
-    return state._replace(feedback=weights, drift=drift)
+    return feedback_fields(weights, how.plasticity)
 
 
 def _process(how: _Local, frame: Frame, state: EligibilityState, window: Window) -> tuple:
@@ -427,8 +413,7 @@ def _visit(
     grads, kept = learn_units(at, q_y, held, method, frame.opening, frame.closing)
     if at.number == 0 and not at.below or at.number > 0 and state.feedback is not None:
         return grads, kept, q_y  # what is below needs nothing from here
-    spatial = assign(at.cell, at.params, at.tape, one_row(q_y))
-    return grads, kept, row(input_credit(at.cell, at.params, at.tape, spatial), 0)
+    return grads, kept, same_time_credit(at, q_y)
 
 
 def _screen(how: _Local, stack: Stack, params: Leaves) -> None:
@@ -451,7 +436,7 @@ def _credits(how: _Local, stack: Stack, params: Leaves) -> dict[Path, str]:
         own = under(params, prefix)
         kept = silent(cell, own, stack.initial[level], how.cut)
         way = ", through the cells above" if level + 1 < len(stack.cells) else ""
-        way = way if how.symmetric else ", by feedback weights"
+        way = way if is_symmetric(how.feedback) else ", by feedback weights"
         if not live_leaves(cell, how.cut):
             way += ": its units keep nothing, as tbptt(1)"
         for path in own:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -25,7 +26,13 @@ from localgrad.core.model.locality import (
 from localgrad.core.model.stack import Stack
 from localgrad.core.model.synapses import Anatomy
 from localgrad.core.params import Leaves, accumulator, placed, under
-from localgrad.core.passes.backward import assign, sweep_units, unowned_by_unit, unowned_whole
+from localgrad.core.passes.backward import (
+    assign,
+    input_credit,
+    sweep_units,
+    unowned_by_unit,
+    unowned_whole,
+)
 from localgrad.core.passes.contraction import contract, outer, pres
 from localgrad.core.passes.forward import DIAGONAL, Method
 from localgrad.core.passes.run import Level
@@ -150,6 +157,21 @@ def learn_units(
     for path, grad in recalled.items():
         grads[path] += to_leaf(grad, params[path]) if path in cell.unowned else grad
     return grads, eligibility if closing else kept
+
+
+def same_time_credit(at: Level, q_y: Any, feedback: Mapping[int, jax.Array] | None = None) -> Any:
+    """The credit of a cell's input within each step, carries held fixed.
+
+    Args:
+        at: the cell.
+        q_y: credit of its outputs, leaves [W, B, N].
+        feedback: as of `input_credit`.
+
+    Returns:
+        Leaves [W, B, ...].
+    """
+    credit = assign(at.cell, at.params, at.tape, one_row(q_y))
+    return row(input_credit(at.cell, at.params, at.tape, credit, feedback), 0)
 
 
 class _Traces(NamedTuple):

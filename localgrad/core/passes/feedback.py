@@ -179,19 +179,28 @@ def make_feedback(
     return {name: jnp.asarray(weights) for name, weights in given.items()}
 
 
-def adapted(how: Plasticity, weights: Any, drift: Any) -> tuple[Any, Any]:
-    """Kolen and Pollack's step: the weights follow the gradient of those they stand in for.
+def is_symmetric(feedback: Feedback) -> bool:
+    """Whether the error comes down the way the outputs came."""
+    return isinstance(feedback, str) and feedback == "symmetric"
 
-    Args:
-        how: rate and decay.
-        weights: feedback weights by cell, (N, O).
-        drift: by cell, the gradient of the weights they stand in for, (N, O), summed over a call.
 
-    Returns:
-        The new weights, and a drift of zero.
+def feedback_fields(weights: Any, plasticity: Plasticity | None) -> dict[str, Any]:
+    """The fields of a state that hold feedback weights, and what they have still to learn."""
+    drift = None if plasticity is None else jax.tree.map(jnp.zeros_like, weights)
+    return {"feedback": weights, "drift": drift}
+
+
+def adapted(plasticity: Plasticity | None, state: Any) -> Any:
+    """Kolen and Pollack's step, at the end of a call, of weights that learn.
+
+    The weights follow the gradient of those they stand in for, which `state.drift` holds, summed
+    over the call.
     """
-    new = jax.tree.map(lambda b, d: b - how.rate * (d + how.decay * b), weights, drift)
-    return new, jax.tree.map(jnp.zeros_like, drift)
+    if plasticity is None:
+        return state
+    rate, decay = plasticity
+    moved = jax.tree.map(lambda b, d: b - rate * (d + decay * b), state.feedback, state.drift)
+    return state._replace(**feedback_fields(moved, plasticity))
 
 
 def correlation(ys: jax.Array, q_out: jax.Array, like: jax.Array) -> jax.Array:
