@@ -106,7 +106,38 @@ def sweep_units(
         Credit of the carry that leaves each step, leaves [W, K + probes, B, N], and of the live
         leaves that entered the window, S of [K + probes, B, N].
     """
-    steps = length(tape.ys)
+    entering, jacobian = _unit_dynamics(cell, params, tape, q_ys, live, method)
+    steps, rows = entering[0].shape[:2]
+
+    def back(q: tuple, now: tuple) -> tuple[tuple, tuple]:
+        entering, jacobian = now
+        new = tuple(
+            sum(row[j][None] * q_i for row, q_i in zip(jacobian, q, strict=True))
+            + padded(entering[j], rows + probes)
+            for j in range(len(live))
+        )
+        return new, q
+
+    ends = tuple(_ones_in_row(rows + i, a, probes) for i, a in enumerate(entering))
+    q_start, left = jax.lax.scan(back, ends, (entering, jacobian), reverse=True)
+    leaves, treedef = jax.tree.flatten(tape.carries)
+    every = [
+        left[live.index(k)]
+        if k in live
+        else jnp.zeros((steps, rows + probes, *leaf.shape[1:]), leaf.dtype)
+        for k, leaf in enumerate(leaves)
+    ]
+    return jax.tree.unflatten(treedef, every), list(q_start)
+
+
+def _unit_dynamics(
+    cell: Anatomy, params: Leaves, tape: Tape, q_ys: Any, live: list[int], method: Method
+) -> tuple[Any, Any]:
+    """What each step's outputs, and its new live carry, say of the carry that entered it.
+
+    The first S of [W, K, B, N]; the second by [i][j], leaf i of the new and leaf j of the old,
+    [W, B, N].
+    """
     carry, x, drives = merge_steps((tape.carries, tape.xs, tape.drives))
     leaves, treedef = jax.tree.flatten(carry)
 
@@ -120,46 +151,24 @@ def sweep_units(
 
     (out, y), pull = jax.vjp(step, *(leaves[k] for k in live))
     none, still = [jnp.zeros_like(leaf) for leaf in out], jax.tree.map(jnp.zeros_like, y)
-    # What the outputs say of the carry, S of [K, WB, N].
     entering = jax.vmap(lambda q: pull((none, q)))(_rows_first(q_ys))
     jacobian = [
         pull(([jnp.ones_like(leaf) if j == i else leaf for j, leaf in enumerate(none)], still))
         for i in range(len(live))
-    ]  # [i][j]: how leaf i of the new carry feels leaf j of the old, [WB, N]
+    ]
     if tape.reset is not None:
         flat = tape.reset.reshape(-1)
         jacobian = forget(jacobian, flat)
         entering = jax.vmap(lambda q: forget(q, flat))(entering)
-    jacobian = split_steps(jacobian, steps)
-    entering = _steps_first(entering, steps)
-    rows = length(entering[0][0])
+    steps = length(tape.ys)
+    return _steps_first(entering, steps), split_steps(jacobian, steps)
 
-    def back(q: tuple, now: tuple) -> tuple[tuple, tuple]:
-        entering, jacobian = now
-        new = tuple(
-            sum(row[j][None] * q_i for row, q_i in zip(jacobian, q, strict=True))
-            + padded(entering[j], rows + probes)
-            for j in range(len(live))
-        )
-        return new, q
 
-    ends = tuple(
-        jnp.concatenate(
-            [
-                jnp.zeros(a.shape[1:], a.dtype),
-                *(jnp.full((1, *a.shape[2:]), float(i == r), a.dtype) for r in range(probes)),
-            ]
-        )
-        for i, a in enumerate(entering)
-    )
-    q_start, left = jax.lax.scan(back, ends, (entering, jacobian), reverse=True)
-    every = [
-        left[live.index(k)]
-        if k in live
-        else jnp.zeros((steps, rows + probes, *leaf.shape[1:]), leaf.dtype)
-        for k, leaf in enumerate(jax.tree.leaves(tape.carries))
-    ]
-    return jax.tree.unflatten(treedef, every), list(q_start)
+def _ones_in_row(place: int, like: jax.Array, probes: int) -> jax.Array:
+    """Zeros [K + probes, B, N] for a leaf like [W, K, B, N], with ones in one row, if it exists."""
+    rows = like.shape[1] + probes
+    ends = jnp.zeros((rows, *like.shape[2:]), like.dtype)
+    return ends.at[place].set(1) if place < rows else ends
 
 
 def _rows_first(tree: Any) -> Any:
