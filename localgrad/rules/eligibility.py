@@ -275,9 +275,13 @@ def snap(
     loss: Loss,
     *,
     order: int = 1,
+    feedback: Feedback = "symmetric",
+    feedback_rate: float | None = None,
+    feedback_decay: float = 0.0,
     batch_size: int | None = None,
     window: int | None = None,
     reduction: str = "mean",
+    key: jax.Array | None = None,
     example: Any = None,
 ) -> LearningRule:
     r"""SnAp-1: RTRL's influence with only each parameter's effect on its own unit kept.
@@ -290,9 +294,10 @@ def snap(
     the diagonal of each recurrent kernel. In an LSTM that makes the trace of h live.
 
     *Estimates* BPTT's gradient without the paths that visit another unit in between: biased, with
-    no variance; exact where the recurrent kernels are diagonal. In a stack, lower cells and the
-    encoder are credited as by `eprop`. Readout parameters get their exact gradient. *Costs* what
-    `eprop` costs (one eligibility for each parameter, example and state component).
+    no variance; exact where the recurrent kernels are diagonal and the feedback is symmetric. In a
+    stack, lower cells and the encoder are credited as by `eprop`. Readout parameters get their
+    exact gradient. *Costs* what `eprop` costs (one eligibility for each parameter, example and
+    state component).
 
     Args:
         model: a Flax cell: a Linen module as it is, an NNX cell through `localgrad.from_nnx`, or a
@@ -300,12 +305,18 @@ def snap(
         loss: `(outputs [B, ...], targets [B, ...]) -> [B]` or `[B, ...]`, the loss of one time
             step for each example, such as `optax.l2_loss`; trailing axes are averaged.
         order: 1. On dense recurrent layers SnAp-2 and above are exact RTRL.
+        feedback: how the error dL/d(output) reaches the cells. `"symmetric"`, `"random"`,
+            `"adaptive"` or arrays (N, O), as in `eprop`.
+        feedback_rate: learning rate of adaptive weights, such as that of the readout.
+        feedback_decay: weight decay of adaptive weights; give the readout the same, for instance by
+            `optax.add_decayed_weights`.
         batch_size: None for *episodic* learning: each batch holds whole sequences, from the initial
             carry. B for *streaming*: B parallel streams whose carry and influence persist from call
             to call.
         window: steps processed together inside a call; memory grows with it, never with T, and the
             numbers do not depend on it. None picks a size.
         reduction: `"mean"` divides by the total weight of this call's steps, `"sum"` does not.
+        key: a typed PRNG key, needed for random and adaptive feedback; used by `init` alone.
         example: one time step's inputs without the batch axis (array or `ShapeDtypeStruct`). Needed
             by `init` only if no Dense or Embed layer takes the input as it is.
 
@@ -336,10 +347,11 @@ def snap(
             f"order must be 1; got {order!r}. On the dense recurrent layers of Flax cells SnAp-2 "
             "and above are exact RTRL: use localgrad.rtrl."
         )
+    plasticity = require_feedback("snap", feedback, key, feedback_rate, feedback_decay)
     return windowed_rule(
         model,
         loss,
-        _recipe(_Local("snap", DIAGONAL)),
+        _recipe(_Local("snap", DIAGONAL, feedback, key, plasticity=plasticity)),
         batch_size=batch_size,
         window=window,
         reduction=reduction,
@@ -363,7 +375,8 @@ def _recipe(how: _Local) -> Recipe:
 
 
 def _settings(how: _Local) -> dict[str, Any]:
-    return {"order": 1} if how.cut == DIAGONAL else feedback_settings(how.feedback, how.plasticity)
+    order = {"order": 1} if how.cut == DIAGONAL else {}
+    return order | feedback_settings(how.feedback, how.plasticity)
 
 
 def _no_past(how: _Local, stack: Stack, params: Leaves, x: Any) -> dict[str, Any]:

@@ -84,6 +84,19 @@ def test_a_lower_cell_has_feedback_as_if_it_had_a_readout():
     close(after.drift["cells_0"], jnp.zeros((4, OUT)))
 
 
+def test_on_one_layer_snap_is_deep_eprop_with_autapses_also_by_weights_that_learn():
+    model, params, batch = problem(rate(4, 0.3))
+    found = [
+        rule(params, rule.init(params), batch)
+        for rule in (
+            adaptive(localgrad.snap, model),
+            adaptive(localgrad.deep_eprop, model, autapses=True),
+        )
+    ]
+    close(found[0][0], found[1][0])
+    close(found[0][1].feedback, found[1][1].feedback)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -97,7 +110,9 @@ def test_a_lower_cell_has_feedback_as_if_it_had_a_readout():
         ({"feedback": "ramdom"}, "feedback must be .*got 'ramdom'"),
     ],
 )
-@pytest.mark.parametrize("factory", [localgrad.eprop, localgrad.rflo, localgrad.deep_eprop])
+@pytest.mark.parametrize(
+    "factory", [localgrad.eprop, localgrad.snap, localgrad.rflo, localgrad.deep_eprop]
+)
 def test_what_cannot_be_used_is_refused(factory, options, message):
     model, _, _ = problem(rate(4, 0.3))
     key = {} if "pass key" in message else {"key": jax.random.key(0)}
@@ -111,6 +126,7 @@ def test_feedback_needs_something_to_stand_in_for():
     rule = localgrad.deep_eprop(bare, optax.l2_loss, feedback="random", key=jax.random.key(0))
     with pytest.raises(ValueError, match=r"last linear map \(N, O\).*LeakyCell"):
         rule.init({"cells_0": params["cells_0"]})
-    wrong = localgrad.deep_eprop(model, optax.l2_loss, feedback=np.ones((5, 2)))
-    with pytest.raises(ValueError, match=r"feedback of cells_0 must be \(N, O\) = \(4, 2\)"):
-        wrong.init(params)
+    for factory in (localgrad.deep_eprop, localgrad.snap):
+        wrong = factory(model, optax.l2_loss, feedback=np.ones((5, 2)))
+        with pytest.raises(ValueError, match=r"feedback of cells_0 must be \(N, O\) = \(4, 2\)"):
+            wrong.init(params)
