@@ -7,6 +7,7 @@ from localgrad.cells.spiking import ALIFCell, LIFCell
 from localgrad.core.contract.rule import Batch, LearningRule
 from localgrad.core.model.modules import from_nnx
 from localgrad.core.model.network import Network
+from localgrad.core.passes.rates import FiringRate
 from localgrad.diagnostics import Alignment, compare, summary
 from localgrad.rules.backprop import bptt, tbptt
 from localgrad.rules.deep import deep_eprop
@@ -19,6 +20,7 @@ __all__ = [
     "ALIFCell",
     "Alignment",
     "Batch",
+    "FiringRate",
     "LIFCell",
     "LRUCell",
     "LeakyCell",

@@ -46,6 +46,9 @@ class Frame(NamedTuple):
         stack: the model, taken apart for this batch.
         params: its parameters by path.
         objective: the loss with its normaliser.
+        steps: T of the call that the window is part of.
+        share: what a step of an example counts in a mean over the call, whatever its weight:
+            1 / (B T) for `"mean"`, 1 for `"sum"`.
         opening: whether no influence enters this window.
         closing: whether nothing after this window needs an influence.
     """
@@ -53,6 +56,8 @@ class Frame(NamedTuple):
     stack: Stack
     params: Leaves
     objective: Objective
+    steps: int
+    share: float
     opening: bool
     closing: bool
 
@@ -239,10 +244,11 @@ def _advance(setup: Setup, params: Any, state: Any, batch: Batch) -> tuple[Leave
     weight, total = weights_of(batch.mask, batch_axis * steps)
     one = jnp.ones_like(total)
     objective = Objective(setup.loss, one / total if setup.reduction == "mean" else one)
+    share = 1 / (batch_axis * steps) if setup.reduction == "mean" else 1.0
 
     def body(so_far: tuple, stretch: Window, opening: bool, closing: bool) -> tuple:
         work, grads, loss = so_far
-        frame = Frame(stack, leaves, objective, opening, closing)
+        frame = Frame(stack, leaves, objective, steps, share, opening, closing)
         work, found, values = recipe.process(frame, work, stretch)
         found = {path: grad.astype(grads[path].dtype) for path, grad in found.items()}
         return work, added(grads, found), loss + values.sum().astype(loss.dtype)

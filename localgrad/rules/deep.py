@@ -40,6 +40,14 @@ from localgrad.core.passes.feedback import (
     send,
 )
 from localgrad.core.passes.forward import CUT, DIAGONAL
+from localgrad.core.passes.rates import (
+    FiringRate,
+    no_excess,
+    rate_settings,
+    rate_signals,
+    require_rate,
+    window_of_rates,
+)
 from localgrad.core.passes.run import Level, descend
 
 GIB = 1024**3
@@ -56,6 +64,8 @@ class DeepState(NamedTuple):
             to those below it (streaming); or None.
         feedback: by the cell that receives the error, (N, O), or None for symmetric feedback.
         drift: likewise, what adaptive feedback has still to learn; zero between calls.
+        excess: by cell, [B, N], by how much each unit's running rate exceeds its target
+            (streaming, `FiringRate(decay=...)`), or None.
     """
 
     loss: jax.Array
@@ -64,6 +74,7 @@ class DeepState(NamedTuple):
     held: Any = None
     feedback: Any = None
     drift: Any = None
+    excess: Any = None
 
     outlives = ("feedback", "drift")
 
@@ -76,6 +87,7 @@ class _Deep(NamedTuple):
         feedback: how the error reaches the last cells, as the factory was told.
         key: for weights that are drawn.
         plasticity: how adaptive weights learn, or None.
+        firing_rate: what every unit is held to, or None.
         spatial: whether credit passes from a cell to those below it.
         temporal: whether it does so through the upper cells' own past.
         batch_size: B of a stream, or None.
@@ -86,6 +98,7 @@ class _Deep(NamedTuple):
     feedback: Feedback
     key: jax.Array | None
     plasticity: Plasticity | None
+    firing_rate: FiringRate | None
     spatial: bool
     temporal: bool
     batch_size: int | None
@@ -99,6 +112,7 @@ def deep_eprop(
     feedback: Feedback = "symmetric",
     feedback_rate: float | None = None,
     feedback_decay: float = 0.0,
+    firing_rate: FiringRate | None = None,
     autapses: bool = False,
     spatial: bool = True,
     temporal: bool = True,
@@ -145,9 +159,13 @@ def deep_eprop(
         feedback_rate: learning rate of adaptive weights, such as that of the readout.
         feedback_decay: weight decay of adaptive weights; give the readout the same, for instance by
             `optax.add_decayed_weights`.
+        firing_rate: a `localgrad.FiringRate` that units are held to beside their task, or None.
+            Credit for a cell's rates goes to it and to all cells below. Without a decay, a call is
+            one window.
         autapses: also keep what each unit sends to itself through its recurrent synapses (the
             diagonal of their kernels), as `snap` does.
-        spatial: False stops credit between layers: only the last cell and the readout learn.
+        spatial: False stops credit between layers: only the last cell and the readout learn, and
+            each cell its own firing rate.
         temporal: False stops the recursion in time of the upper layers: `eprop`'s credit.
         batch_size: None for *episodic* learning: each batch holds whole sequences, from the initial
             carry. B for *streaming*: B parallel streams whose carry and eligibilities persist
@@ -186,11 +204,13 @@ def deep_eprop(
         if not isinstance(value, bool):
             raise ValueError(f"{name} must be True or False; got {value!r}.")
     plasticity = require_feedback("deep_eprop", feedback, key, feedback_rate, feedback_decay)
+    firing_rate = require_rate(firing_rate)
     how = _Deep(
         cut=DIAGONAL if autapses else CUT,
         feedback=feedback,
         key=key,
         plasticity=plasticity,
+        firing_rate=firing_rate,
         spatial=spatial,
         temporal=temporal,
         batch_size=batch_size,
@@ -203,6 +223,7 @@ def deep_eprop(
         credits=functools.partial(_credits, how),
         settings={
             **feedback_settings(feedback, plasticity),
+            **rate_settings(firing_rate),
             "autapses": autapses,
             "spatial": spatial,
             "temporal": temporal,
@@ -211,7 +232,7 @@ def deep_eprop(
         remember=functools.partial(_no_past, how),
         prepare=None if is_symmetric(how.feedback) else functools.partial(_feedback, how),
         finish=functools.partial(adapted, how.plasticity),
-        default_window=functools.partial(window_of, how.cut),
+        default_window=window_of_rates(firing_rate, functools.partial(window_of, how.cut)),
         screen=functools.partial(_screen, how),
         advice="localgrad.eprop keeps one number a parameter and stream, and credits lower layers "
         "through those above at the same time step only",
@@ -235,7 +256,8 @@ def _feedback(how: _Deep, stack: Stack, params: Leaves) -> dict[str, Any]:
 
 
 def _no_past(how: _Deep, stack: Stack, params: Leaves, x: Any) -> dict[str, Any]:
-    return {"held": _nothing(how, stack, params, jax.tree.leaves(x)[0].shape[0])}
+    held = _nothing(how, stack, params, jax.tree.leaves(x)[0].shape[0])
+    return {"held": held} | no_excess("deep_eprop", how.firing_rate, stack)
 
 
 def _nothing(how: _Deep, stack: Stack, params: Leaves, batch: int) -> Held:
@@ -248,7 +270,8 @@ def _process(how: _Deep, frame: Frame, state: DeepState, window: Window) -> tupl
     seen = outcome_of(frame, state.carry, window, window.reset)
     methods = [method_of(how.cut, stack, params, level) for level in stack.levels]
     q_y, sent = _sent(state.feedback, seen, stack, params)
-    grads, rows = deep_rows(stack, params, seen.ran, q_y, methods, frame.closing, sent)
+    signals, state = _signals(how, frame, seen, state)
+    grads, rows = deep_rows(stack, params, seen.ran, q_y, methods, frame.closing, sent, signals)
     grads |= seen.grads
     held = state.held
     if not (frame.opening and frame.closing):
@@ -258,6 +281,12 @@ def _process(how: _Deep, frame: Frame, state: DeepState, window: Window) -> tupl
         grads = added(grads, found)
     state = _drifted(how, state, grads, stack, params)
     return state._replace(carry=stack.pack(seen.ran.carries), held=held), grads, seen.values
+
+
+def _signals(how: _Deep, frame: Frame, seen: Outcome, state: DeepState) -> tuple[dict, DeepState]:
+    """What each cell's rates add to its learning signal, and the state with them."""
+    tapes, steps, share = seen.ran.tapes, frame.steps, frame.share
+    return rate_signals("deep_eprop", how.firing_rate, frame.stack, tapes, state, steps, share)
 
 
 def _drifted(
@@ -287,7 +316,8 @@ def _process_ablated(how: _Deep, frame: Frame, state: DeepState, window: Window)
     stack = frame.stack
     seen = outcome_of(frame, state.carry, window, window.reset)
     q_y, sent = _sent(state.feedback, seen, stack, frame.params)
-    visit = functools.partial(_visit_ablated, how, frame, state.held.eligibility, sent)
+    signals, state = _signals(how, frame, seen, state)
+    visit = functools.partial(_visit_ablated, how, frame, state.held.eligibility, sent, signals)
     grads, kept, q_x = descend(stack, frame.params, seen.ran.tapes, q_y, visit)
     grads |= seen.grads | seen.ran.encode(q_x)
     eligibility = functools.reduce(operator.or_, map(placed, kept, stack.prefixes))
@@ -297,8 +327,10 @@ def _process_ablated(how: _Deep, frame: Frame, state: DeepState, window: Window)
 
 
 def _visit_ablated(
-    how: _Deep, frame: Frame, eligibility: Leaves, sent: Any, at: Level, q_y: Any
+    how: _Deep, frame: Frame, eligibility: Leaves, sent: Any, signals: dict, at: Level, q_y: Any
 ) -> tuple[Leaves, Leaves, Any]:
+    if at.name in signals:
+        q_y = q_y + signals[at.name]
     method = method_of(how.cut, frame.stack, frame.params, at.number)
     held = under(eligibility, at.prefix)
     grads, kept = learn_units(at, q_y, held, method, frame.opening, frame.closing)
@@ -325,16 +357,18 @@ def _screen(how: _Deep, stack: Stack, params: Leaves) -> None:
 
 def _credits(how: _Deep, stack: Stack, params: Leaves) -> dict[Path, str]:
     found = {}
-    held = jax.eval_shape(lambda: _nothing(how, stack, params, 1))
-    crossed = {path for block in held.influence.values() for path in block}
+    past = jax.eval_shape(lambda: _nothing(how, stack, params, 1))
+    crossed = {path for block in past.influence.values() for path in block}
     top = stack.prefixes[-1]
     for path in params:
-        ways = ["own unit's past"] if path in held.eligibility else []
+        ways = ["own unit's past"] if path in past.eligibility else []
         ways += ["the past of units above"] if path in crossed else []
         if path[:1] == ("readout",) and stack.readout is not None:
             found[path] = "exact"
         elif not how.spatial and path[: len(top)] != top:
-            found[path] = "nothing: credit between layers is ablated"
+            held = how.firing_rate is not None and path[:1] != ("encoder",)
+            what = "its own firing rate" if held else "nothing"
+            found[path] = f"{what}: credit between layers is ablated"
         else:
             found[path] = f"{' and '.join(ways)} (eligibility)" if ways else "this step only"
     return found

@@ -44,6 +44,14 @@ from localgrad.core.passes.feedback import (
     send,
 )
 from localgrad.core.passes.forward import CUT, DIAGONAL
+from localgrad.core.passes.rates import (
+    FiringRate,
+    no_excess,
+    rate_settings,
+    rate_signals,
+    require_rate,
+    window_of_rates,
+)
 from localgrad.core.passes.run import Level, descend
 
 
@@ -58,6 +66,8 @@ class EligibilityState(NamedTuple):
             example's unit respond to the unit's parameter (streaming), or None.
         feedback: by cell, (N, O), or None for symmetric feedback.
         drift: by cell, (N, O), what adaptive feedback has still to learn; zero between calls.
+        excess: by cell, [B, N], by how much each unit's running rate exceeds its target
+            (streaming, `FiringRate(decay=...)`), or None.
     """
 
     loss: jax.Array
@@ -66,6 +76,7 @@ class EligibilityState(NamedTuple):
     eligibility: Any = None
     feedback: Any = None
     drift: Any = None
+    excess: Any = None
 
     outlives = ("feedback", "drift")
 
@@ -78,16 +89,18 @@ class _Local(NamedTuple):
         cut: how credit passes recurrent synapses, `CUT` or `DIAGONAL`.
         feedback: how the error reaches the cells, as its factory was told.
         key: for random feedback.
-        leaky_only: whether it refuses cells whose units do more than fade.
         plasticity: how adaptive feedback learns, or None.
+        firing_rate: what every unit is held to, or None.
+        leaky_only: whether it refuses cells whose units do more than fade.
     """
 
     rule: str
     cut: str
     feedback: Feedback = "symmetric"
     key: jax.Array | None = None
-    leaky_only: bool = False
     plasticity: Plasticity | None = None
+    firing_rate: FiringRate | None = None
+    leaky_only: bool = False
 
 
 def eprop(
@@ -97,6 +110,7 @@ def eprop(
     feedback: Feedback = "symmetric",
     feedback_rate: float | None = None,
     feedback_decay: float = 0.0,
+    firing_rate: FiringRate | None = None,
     batch_size: int | None = None,
     window: int | None = None,
     reduction: str = "mean",
@@ -139,6 +153,9 @@ def eprop(
         feedback_rate: learning rate of adaptive weights, such as that of the readout.
         feedback_decay: weight decay of adaptive weights; give the readout the same, for instance by
             `optax.add_decayed_weights`.
+        firing_rate: a `localgrad.FiringRate` that units are held to beside their task, or None.
+            Credit for a cell's rates goes to it directly, and on to those below if feedback is
+            symmetric. Without a decay, a call is one window.
         batch_size: None for *episodic* learning: each batch holds whole sequences, from the initial
             carry. B for *streaming*: B parallel streams whose carry and eligibilities persist
             from call to call.
@@ -173,10 +190,11 @@ def eprop(
         https://doi.org/10.1038/s41467-020-17236-y
     """
     plasticity = require_feedback("eprop", feedback, key, feedback_rate, feedback_decay)
+    firing_rate = require_rate(firing_rate)
     return windowed_rule(
         model,
         loss,
-        _recipe(_Local("eprop", CUT, feedback, key, plasticity=plasticity)),
+        _recipe(_Local("eprop", CUT, feedback, key, plasticity, firing_rate)),
         batch_size=batch_size,
         window=window,
         reduction=reduction,
@@ -262,7 +280,7 @@ def rflo(
     return windowed_rule(
         model,
         loss,
-        _recipe(_Local("rflo", CUT, feedback, key, True, plasticity)),
+        _recipe(_Local("rflo", CUT, feedback, key, plasticity, leaky_only=True)),
         batch_size=batch_size,
         window=window,
         reduction=reduction,
@@ -278,6 +296,7 @@ def snap(
     feedback: Feedback = "symmetric",
     feedback_rate: float | None = None,
     feedback_decay: float = 0.0,
+    firing_rate: FiringRate | None = None,
     batch_size: int | None = None,
     window: int | None = None,
     reduction: str = "mean",
@@ -310,6 +329,8 @@ def snap(
         feedback_rate: learning rate of adaptive weights, such as that of the readout.
         feedback_decay: weight decay of adaptive weights; give the readout the same, for instance by
             `optax.add_decayed_weights`.
+        firing_rate: a `localgrad.FiringRate` that units are held to beside their task, or None.
+            Credited as in `eprop`.
         batch_size: None for *episodic* learning: each batch holds whole sequences, from the initial
             carry. B for *streaming*: B parallel streams whose carry and influence persist from call
             to call.
@@ -348,10 +369,11 @@ def snap(
             "and above are exact RTRL: use localgrad.rtrl."
         )
     plasticity = require_feedback("snap", feedback, key, feedback_rate, feedback_decay)
+    firing_rate = require_rate(firing_rate)
     return windowed_rule(
         model,
         loss,
-        _recipe(_Local("snap", DIAGONAL, feedback, key, plasticity=plasticity)),
+        _recipe(_Local("snap", DIAGONAL, feedback, key, plasticity, firing_rate)),
         batch_size=batch_size,
         window=window,
         reduction=reduction,
@@ -369,14 +391,15 @@ def _recipe(how: _Local) -> Recipe:
         remember=functools.partial(_no_past, how),
         prepare=None if is_symmetric(how.feedback) else functools.partial(_feedback, how),
         finish=functools.partial(adapted, how.plasticity),
-        default_window=functools.partial(default_window, how.cut),
+        default_window=window_of_rates(how.firing_rate, functools.partial(default_window, how.cut)),
         screen=functools.partial(_screen, how),
     )
 
 
 def _settings(how: _Local) -> dict[str, Any]:
     order = {"order": 1} if how.cut == DIAGONAL else {}
-    return order | feedback_settings(how.feedback, how.plasticity)
+    feedback = feedback_settings(how.feedback, how.plasticity)
+    return order | feedback | rate_settings(how.firing_rate)
 
 
 def _no_past(how: _Local, stack: Stack, params: Leaves, x: Any) -> dict[str, Any]:
@@ -385,7 +408,7 @@ def _no_past(how: _Local, stack: Stack, params: Leaves, x: Any) -> dict[str, Any
     for level, prefix in enumerate(stack.prefixes):
         cell, carry = stack.cells[level], stack.initial[level]
         eligibility |= placed(silent(cell, under(params, prefix), carry, how.cut), prefix)
-    return {"eligibility": eligibility}
+    return {"eligibility": eligibility} | no_excess(how.rule, how.firing_rate, stack)
 
 
 def _feedback(how: _Local, stack: Stack, params: Leaves) -> dict[str, Any]:
@@ -399,8 +422,10 @@ def _process(how: _Local, frame: Frame, state: EligibilityState, window: Window)
     """One window: each cell by itself, from the highest down."""
     stack = frame.stack
     seen = outcome_of(frame, state.carry, window, window.reset)
-    visit = functools.partial(_visit, how, frame, state, seen.q_out)
-    grads, kept, q_x = descend(stack, frame.params, seen.ran.tapes, seen.q_y, visit)
+    tapes, steps, share = seen.ran.tapes, frame.steps, frame.share
+    signals, state = rate_signals(how.rule, how.firing_rate, stack, tapes, state, steps, share)
+    visit = functools.partial(_visit, how, frame, state, seen.q_out, signals)
+    grads, kept, q_x = descend(stack, frame.params, tapes, seen.q_y, visit)
     grads |= seen.grads | seen.ran.encode(q_x)
     eligibility = functools.reduce(operator.or_, map(placed, kept, stack.prefixes))
     state = state._replace(carry=stack.pack(seen.ran.carries), eligibility=eligibility)
@@ -416,11 +441,13 @@ def _drifted(drift: dict[str, jax.Array], seen: Outcome, stack: Stack) -> dict[s
 
 
 def _visit(
-    how: _Local, frame: Frame, state: EligibilityState, q_out: Any, at: Level, q_y: Any
+    how: _Local, frame: Frame, state: EligibilityState, q_out: Any, rates: dict, at: Level, q_y: Any
 ) -> tuple[Leaves, Leaves, Any]:
     """One cell: its gradients, its eligibilities, and the same-time credit of its input."""
     if state.feedback is not None:
         q_y = send(how.rule, at.name, q_out, state.feedback[at.name], at.tape.ys)
+    if at.name in rates:
+        q_y = q_y + rates[at.name]
     method = method_of(how.cut, frame.stack, frame.params, at.number)
     held = under(state.eligibility, at.prefix)
     grads, kept = learn_units(at, q_y, held, method, frame.opening, frame.closing)

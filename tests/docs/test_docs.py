@@ -59,7 +59,17 @@ def arguments(factory) -> dict[str, str]:
 
 
 FACTORIES = {row.factory.__name__: row.factory for row in RULES.values()}
-SHARED = ("model", "loss", "batch_size", "window", "reduction", "feedback", "key", "example")
+SHARED = (
+    "model",
+    "loss",
+    "batch_size",
+    "window",
+    "reduction",
+    "feedback",
+    "firing_rate",
+    "key",
+    "example",
+)
 
 
 def first_sentence(said: str) -> str:

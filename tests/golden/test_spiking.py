@@ -144,8 +144,12 @@ def test_step_by_step(case):
             assert_close(held.influence["cells_1"][path], filtered)
 
 
-@pytest.mark.parametrize("streams", [None, 1])
-def test_without_its_regulariser_light_lif(streams):
+@pytest.mark.parametrize("feedback, streams", [("sym", None), ("random", 1)])
+def test_light_lif_with_its_regulariser(feedback, streams):
+    """To a loss summed over steps they add `reg / 2 sum_j (f_j - f0)^2`, f a mean over them.
+
+    `reduction="sum"` takes the sum of both, which is B T times that: so the cost is reg / (B T).
+    """
     theirs = load("eprop", "lightlif/a/")
     alpha, kappa = theirs["alpha"], theirs["kappa"]
     model = localgrad.Network(
@@ -159,14 +163,24 @@ def test_without_its_regulariser_light_lif(streams):
     y, ((v, z, _), _) = forward(model, params, batch)
     assert_close((z, v, y), (theirs["z"], theirs["v"], theirs["y"]))
 
-    rule = localgrad.deep_eprop(model, squared_error, batch_size=streams, reduction="sum")
-    too_busy = theirs["reg"] * (theirs["z"].mean((0, 1)) - theirs["f0"])
-    regularised = [
-        theirs[f"grad_{kind}_sym"] - too_busy * theirs[f"e_{kind}"].mean((0, 1))
-        for kind in ("in", "rec")
-    ]
-    regularised[1] *= 1 - np.eye(5)
-    assert_close(learned(rule, params, batch)["cells_0"], layer(*regularised))
+    size, steps, _ = z.shape
+    held = localgrad.FiringRate(float(theirs["f0"]), float(theirs["reg"]) / (size * steps))
+    rule = localgrad.deep_eprop(
+        model,
+        squared_error,
+        firing_rate=held,
+        feedback=theirs["B_feedback"] if feedback == "random" else "symmetric",
+        batch_size=streams,
+        reduction="sum",
+    )
+    updates, _ = rule(params, rule.init(params), batch)
+    own = layer(theirs[f"grad_in_{feedback}"], theirs[f"grad_rec_{feedback}"] * (1 - np.eye(5)))
+    assert_close(updates["cells_0"], own)
+    heard, of_task = np.zeros(5), np.zeros((5, 2))  # the readout learns the task alone
+    for spikes, error in zip(z[0], (y - theirs["y_target"])[0], strict=True):
+        heard = kappa * heard + (1 - kappa) * spikes
+        of_task += np.outer(heard, error)
+    assert_close(updates["cells_1"]["i"]["kernel"], of_task)
 
 
 def stack_of(case: str, **kwargs: Any) -> tuple:

@@ -129,6 +129,8 @@ class LearningRule(_Transformation):
 
 def _shown(value: Any) -> str:
     """A setting in one line: modules and functions by name, arrays by dtype and shape."""
+    if hasattr(value, "_fields"):
+        return repr(value)  # a named tuple of numbers
     if isinstance(value, jax.Array | np.ndarray | jax.ShapeDtypeStruct):
         return f"{value.dtype}{list(value.shape)}"
     if isinstance(value, str | int | float | None):

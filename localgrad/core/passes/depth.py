@@ -140,6 +140,7 @@ def deep_rows(
     methods: list[Method],
     closing: bool,
     feedback: Mapping[int, jax.Array] | None = None,
+    signals: Mapping[str, jax.Array] | None = None,
 ) -> tuple[Leaves, Rows]:
     """Sends the loss, and a row for every live number of every carry, back through a window.
 
@@ -151,12 +152,13 @@ def deep_rows(
         methods: for each cell, how credit passes its recurrent synapses, cut or thinned.
         closing: no rows but the loss are needed.
         feedback: of the last cell's input synapse, by its number, weights (N, D) to send credit by.
+        signals: by cell, what its outputs get beside the loss's credit, [W, B, N].
 
     Returns:
         The gradients that the window itself gives, and the rows.
     """
     by_cell = {len(stack.cells) - 1: feedback}
-    visit = functools.partial(_visit, methods, closing, by_cell)
+    visit = functools.partial(_visit, methods, closing, by_cell, signals or {})
     grads, parts, q_x = descend(stack, params, ran.tapes, one_row(q_y), visit)
     encoded = None
     if stack.encoder is not None:
@@ -166,9 +168,16 @@ def deep_rows(
 
 
 def _visit(
-    methods: list[Method], closing: bool, feedback: dict[int, Any], at: Level, q_y: Any
+    methods: list[Method],
+    closing: bool,
+    feedback: dict[int, Any],
+    signals: Mapping[str, jax.Array],
+    at: Level,
+    q_y: Any,
 ) -> tuple[Leaves, tuple, Any]:
     """One cell: its gradients, its part of the rows, and the credit of its input."""
+    if at.name in signals:
+        q_y = q_y.at[:, 0].add(signals[at.name])
     cell, own, tape, method = at.cell, at.params, at.tape, methods[at.number]
     live, (batch, units) = live_leaves(cell, method.cut), jax.tree.leaves(tape.carries)[0].shape[1:]
     count = jax.tree.leaves(q_y)[0].shape[1]  # the loss and the rows
