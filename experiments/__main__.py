@@ -12,9 +12,13 @@ from typing import Any
 
 import tyro
 
-from experiments import compare, linear_dynamics
+from experiments import compare, deep, linear_dynamics
 
-EXPERIMENTS: dict[str, Any] = {"compare": compare, "linear_dynamics": linear_dynamics}
+EXPERIMENTS: dict[str, Any] = {
+    "compare": compare,
+    "deep": deep,
+    "linear_dynamics": linear_dynamics,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,0 +1,199 @@
+"""e-prop in depth: what credit across layers and time buys, on tasks that need it or do not."""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+import time
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import flax
+import jax
+import optax
+from tqdm import tqdm
+
+from experiments.choices import lookup
+from experiments.deep import claims, figures, report
+from experiments.deep.memory import Size, sizes
+from experiments.deep.stacks import STACKS, Stack, StackName, rows_at
+from experiments.deep.study import RULES as STUDY_RULES
+from experiments.deep.study import Study, run_study
+from experiments.deep.trials import Trial, linear_floors, run_trials
+from experiments.report import write_json
+from experiments.tasks.crowded_cue import crowded_cue
+
+Part = Literal["crowd", "study", "memory"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Does e-prop assign credit through a stack, does it need to, and what does it cost?
+
+    *crowd*: a cue among many channels, which a stack loses unless its lowest layer learns, and
+    learns only by credit that comes through the memory of the layers above. Rate, GRU, LRU and
+    ALIF stacks of 1 to 8 layers under deep e-prop, its ablations, its rivals and BPTT. *study*: the
+    task of the public study of deep e-prop, beside its numbers. *memory*: what the traces take.
+    Prints tables and claims, of which any that fails ends the command with an error; writes
+    results.json and figures.
+
+    Attributes:
+        parts: what to do.
+        stacks: the kinds of networks.
+        depths: numbers of layers.
+        full: the depth at which every rule is tried; at the others the four that matter.
+        delays: steps between pattern and answer, ascending; alignment is shown at the
+            last.
+        batch_size: sequences an update, in `crowd`.
+        seeds: runs of each rule there.
+        checkpoints: how often a run is tested.
+        criterion: the accuracy that counts as learned.
+        repeats: rounds of the timing.
+        study_steps: updates in `study`.
+        study_seeds: runs of each rule there.
+        study_checkpoints: how often a run is tested there.
+        seed: where all randomness starts.
+        short: few updates of a few small networks, and no verdict: a glance, for tests and
+            notebooks.
+        results: the folder to write to.
+    """
+
+    parts: tuple[Part, ...] = get_args(Part)
+    stacks: tuple[StackName, ...] = tuple(STACKS)
+    depths: tuple[int, ...] = (1, 2, 4, 8)
+    full: int = 2
+    delays: tuple[int, ...] = (2, 6, 12)
+    batch_size: int = 32
+    seeds: int = 5
+    checkpoints: int = 20
+    criterion: float = 0.9
+    repeats: int = 10
+    study_steps: int = 1500
+    study_seeds: int = 8
+    study_checkpoints: int = 60
+    seed: int = 0
+    short: bool = False
+    results: Path = Path("results/deep")
+
+    def steps_of(self, stack: Stack) -> int:
+        """Updates that every rule gets on a stack."""
+        return self.checkpoints if self.short else stack.steps
+
+
+def run(config: Config) -> list[claims.Claim]:
+    """Runs the parts; prints tables and claims, and writes JSON and figures."""
+    begin = time.perf_counter()
+    if config.short:
+        config = dataclasses.replace(config, checkpoints=2, study_steps=2, study_checkpoints=2)
+    check(config)
+    config.results.mkdir(parents=True, exist_ok=True)
+    print(header(config), flush=True)
+    trials, studied, sized = measured(config)
+    found = []
+    if trials:
+        show_trials(config, trials)
+        found += claims.of_trials(trials, config.delays)
+    if studied is not None:
+        print("\n" + report.study_table(studied))
+        figures.study(studied, config.results / "study.png")
+        found += claims.of_study(studied)
+    if sized:
+        print("\n" + report.memory_table(sized))
+        figures.memory(sized, config.results / "memory.png")
+        found += claims.of_memory(sized)
+    seconds = time.perf_counter() - begin
+    write(config, trials, studied, sized, found, seconds)
+    print(f"\n{report.claims_table(found)}\n")
+    print(f"{seconds:.0f} s in all. Results and figures: {config.results}/")
+    print(report.conclusion(found))
+    if not config.short and not all(claim.holds for claim in found):
+        raise ValueError("a claim failed; see above.")
+    return found
+
+
+def measured(config: Config) -> tuple[list[Trial], Study | None, list[Size]]:
+    """Does the parts, with a progress bar."""
+    total = 0
+    if "crowd" in config.parts:
+        rules = sum(len(rows_at(depth, config.full)) for depth in config.depths)
+        total += rules * len(config.stacks) * len(config.delays) * config.checkpoints
+    if "study" in config.parts:
+        total += len(STUDY_RULES) * config.study_checkpoints
+    with tqdm(total=total, unit="segment", smoothing=0.05) as bar:
+        trials = run_trials(config, bar.update) if "crowd" in config.parts else []
+        studied = run_study(config, bar.update) if "study" in config.parts else None
+    sized = sizes("rate") if "memory" in config.parts else []
+    return trials, studied, sized
+
+
+def show_trials(config: Config, trials: list[Trial]) -> None:
+    """Prints a table a stack, and draws."""
+    for name in config.stacks:
+        own = [trial for trial in trials if trial.stack == name]
+        task = crowded_cue(config.seed, channels=STACKS[name].channels, delay=config.delays[-1])
+        last, whole = linear_floors(task, 200 if config.short else 8192)
+        floors = {
+            "chance": f"{100 * task.floors.accuracy:.1f} %",
+            "linear classifier": f"of the last two inputs {100 * last:.1f} %, of all of them "
+            f"{100 * whole:.1f} %",
+        }
+        print("\n" + report.trials_table(own, config.delays, config.criterion, floors), flush=True)
+    figures.accuracies(trials, config.delays, config.results / "accuracies.png")
+    figures.alignments(trials, config.delays[-1], config.results / "alignments.png")
+
+
+def check(config: Config) -> None:
+    """Refuses a configuration that cannot run, before anything is compiled."""
+    for name in config.stacks:
+        lookup("stack", STACKS, name)
+    for field in ("parts", "stacks", "depths", "delays"):
+        if not getattr(config, field):
+            raise ValueError(f"{field} is empty; name at least one.")
+    if list(config.delays) != sorted(set(config.delays)):
+        raise ValueError(f"delays must ascend; got {config.delays}.")
+    if min(config.depths) < 1:
+        raise ValueError(f"depths must be at least 1; got {config.depths}.")
+    for field in ("batch_size", "seeds", "checkpoints", "repeats", "study_seeds"):
+        if getattr(config, field) < 1:
+            raise ValueError(f"{field} must be at least 1; got {getattr(config, field)}.")
+    for steps, checkpoints in [
+        *((config.steps_of(STACKS[name]), config.checkpoints) for name in config.stacks),
+        (config.study_steps, config.study_checkpoints),
+    ]:
+        if steps % checkpoints:
+            raise ValueError(f"{checkpoints} checkpoints must divide the {steps} updates.")
+
+
+def header(config: Config) -> str:
+    """What is about to happen."""
+    return (
+        f"e-prop in depth: {', '.join(config.parts)}. Stacks: {', '.join(config.stacks)}, layers: "
+        f"{', '.join(map(str, config.depths))}."
+    )
+
+
+def write(
+    config: Config,
+    trials: list[Trial],
+    studied: Study | None,
+    sized: list[Size],
+    found: list[claims.Claim],
+    seconds: float,
+) -> None:
+    """Writes results.json."""
+    content: dict[str, Any] = {
+        "config": dataclasses.asdict(config),
+        "versions": {
+            "python": platform.python_version(),
+            "jax": jax.__version__,
+            "flax": flax.__version__,
+            "optax": optax.__version__,
+        },
+        "device": jax.devices()[0].device_kind,
+        "seconds": round(seconds, 1),
+        "crowd": [report.trial_as_json(trial) for trial in trials],
+        "study": None if studied is None else report.study_as_json(studied),
+        "memory": [size._asdict() for size in sized],
+        "claims": [claim._asdict() for claim in found],
+    }
+    write_json(config.results / "results.json", content)

@@ -1,0 +1,166 @@
+"""What the experiment claims; a claim that fails ends the command with an error."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from experiments.deep.memory import Size
+from experiments.deep.stacks import STACKS
+from experiments.deep.study import PUBLISHED, PUBLISHED_COSINES, Study
+from experiments.deep.trials import Trial
+
+LEARNED, LOST = 0.9, 0.75
+TESTED = 512  # sequences of the crowded cue's test set
+
+
+class Claim(NamedTuple):
+    """One claim.
+
+    Attributes:
+        text: in words.
+        measured: what was found, in words.
+        holds: whether that confirms it.
+    """
+
+    text: str
+    measured: str
+    holds: bool
+
+
+def of_trials(trials: list[Trial], delays: tuple[int, ...]) -> list[Claim]:
+    """What is claimed of the crowded cue, for the stacks, depths and delays that were tried."""
+    claims = []
+    for name in dict.fromkeys(trial.stack for trial in trials):
+        own = [trial for trial in trials if trial.stack == name]
+        claims += _of_learning(own, delays)
+        stacked = [trial for trial in own if trial.depth > 1]
+        claims += _of_depth(stacked, delays[-1]) if stacked else []
+    return claims + _of_lru(trials)
+
+
+def _of_learning(trials: list[Trial], delays: tuple[int, ...]) -> list[Claim]:
+    """That BPTT learns at every delay, and deep e-prop up to the stack's."""
+    stack = STACKS[trials[0].stack]
+    claims = [_least(f"{stack.label}: BPTT learns at every depth", trials, "bptt", delays[-1])]
+    within = [delay for delay in delays if delay <= stack.learned]
+    if within:
+        text = f"{stack.label}: deep e-prop learns at every depth"
+        claims.append(_least(text, trials, "deep_eprop", within[-1]))
+    return claims
+
+
+def _of_depth(trials: list[Trial], delay: int) -> list[Claim]:
+    """What is needed for it, in stacks of several layers."""
+    label = STACKS[trials[0].stack].label
+    over, better = [], []
+    for trial in trials:
+        frozen, deep = trial.outcomes["no_spatial"], trial.outcomes["deep_eprop"]
+        # A theorem, but for the test set: three standard errors of a seed's accuracy.
+        excess = frozen.accuracy(delay) - trial.ceilings
+        over.append(excess.max() - 3 * np.sqrt(0.25 / TESTED))
+        lowest = deep.cosine[delay][:, 0] - trial.outcomes["eprop"].cosine[delay][:, 0]
+        better.append(lowest.mean())
+    return [
+        Claim(
+            f"{label}: with lower layers frozen no seed passes its ceiling",
+            f"at most {100 * max(over):+.1f} points beyond it and three standard errors",
+            max(over) <= 0,
+        ),
+        _most(f"{label}: with lower layers frozen it fails", trials, "no_spatial", delay),
+        _most(f"{label}: without the upper layers' past (e-prop) it fails", trials, "eprop", delay),
+        Claim(
+            f"{label}: in the lowest layer deep e-prop's credit is nearer to BPTT's than e-prop's",
+            f"cosine {min(better):.2f} to {max(better):.2f} higher",
+            min(better) > 0,
+        ),
+    ]
+
+
+def _of_lru(trials: list[Trial]) -> list[Claim]:
+    gaps = [
+        np.abs(1 - outcome.cosine[delay]).max()
+        for trial in trials
+        if trial.stack == "lru"
+        for outcome in [trial.outcomes["deep_eprop"]]
+        for delay in outcome.cosine
+    ]
+    if not gaps:
+        return []
+    worst = max(gaps)
+    text = "LRU: deep e-prop is BPTT, layer by layer, at every depth and delay"
+    return [Claim(text, f"1 - cosine at most {worst:.0e}", worst < 1e-4)]
+
+
+def _least(text: str, trials: list[Trial], rule: str, delay: int) -> Claim:
+    accuracies = [trial.outcomes[rule].accuracy(delay).mean() for trial in trials]
+    measured = f"accuracy {_percent(accuracies)} at delay {delay}"
+    return Claim(text, measured, min(accuracies) >= LEARNED)
+
+
+def _most(text: str, trials: list[Trial], rule: str, delay: int) -> Claim:
+    accuracies = [trial.outcomes[rule].accuracy(delay).mean() for trial in trials]
+    measured = f"accuracy {_percent(accuracies)} at delay {delay}"
+    return Claim(text, measured, max(accuracies) <= LOST)
+
+
+def of_study(study: Study) -> list[Claim]:
+    """What is claimed of the public study's task: that its findings are found again."""
+    updates = {rule: study.updates(rule).mean() for rule in study.histories}
+    accuracy = {rule: study.accuracy(rule).mean() for rule in study.histories}
+    order = ["bptt", "deep_eprop", "no_temporal"]
+    claims = [
+        Claim(
+            "study: BPTT reaches 90 % first, then deep e-prop, then both of its ablations",
+            ", ".join(f"{rule} {updates[rule]:.0f}" for rule in [*order, "no_spatial"]),
+            updates["bptt"]
+            < updates["deep_eprop"]
+            < min(updates["no_temporal"], updates["no_spatial"]),
+        ),
+        Claim(
+            "study: with the lower layer frozen its task is learned: depth is not needed there",
+            f"accuracy {100 * accuracy['no_spatial']:.1f} %, there 98.9",
+            accuracy["no_spatial"] >= 0.95,
+        ),
+        Claim(
+            "study: with both layers frozen it is not",
+            f"accuracy {100 * accuracy['readout_only']:.1f} %, there 75.3",
+            abs(accuracy["readout_only"] - PUBLISHED["readout_only"].accuracy) <= 0.06,
+        ),
+    ]
+    for delay, there in PUBLISHED_COSINES.items():
+        here = study.cosines[delay].mean(axis=0)
+        claims.append(
+            Claim(
+                f"study: cosine to BPTT before training at delay {delay}, lower and upper layer",
+                f"{here[0]:.3f}, {here[1]:.3f}; there {there[0]:.3f}, {there[1]:.3f}",
+                bool(np.all(np.abs(here - there) <= 0.05)),
+            )
+        )
+    return claims
+
+
+def of_memory(sizes: Iterable[Size]) -> list[Claim]:
+    """What is claimed of the traces' size."""
+    deep = [size for size in sizes if size.depth > 1]
+    shares = [size.deep_eprop / size.rtrl for size in deep]
+    few = [size for size in sizes if size.depth == 1]
+    return [
+        Claim(
+            "memory: one layer takes deep e-prop no more than e-prop",
+            f"{max(size.deep_eprop / size.eprop for size in few):.2f} times",
+            all(size.deep_eprop == size.eprop for size in few),
+        ),
+        Claim(
+            "memory: in a stack it takes a third of RTRL's influence and more",
+            f"{min(shares):.2f} to {max(shares):.2f} of it",
+            min(shares) >= 0.33,
+        ),
+    ]
+
+
+def _percent(values: list[Any]) -> str:
+    low, high = 100 * min(values), 100 * max(values)
+    return f"{low:.1f} to {high:.1f} %" if len(values) > 1 else f"{low:.1f} %"
