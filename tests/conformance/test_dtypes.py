@@ -121,3 +121,38 @@ def test_computing_in_bfloat16_with_float32_parameters(name, cell):
     assert set(dtypes(updates)) == {jnp.dtype(jnp.float32)} and state.loss.dtype == jnp.float32
     gap = optax.tree.norm(optax.tree.sub(updates, exact))
     assert RULES[name].random or gap < 0.05 * optax.tree.norm(exact)
+
+
+def spiking(name, cell, dtype):
+    """Two windows of a stream through spiking units of this dtype that are fed float32."""
+    rng = np.random.default_rng(0)
+    model = cell(4, threshold=0.3, refractory=2, param_dtype=dtype)
+    drawn = {"i": rng.integers(-64, 64, size=(IN, 4)), "h": rng.integers(-64, 64, size=(4, 4))}
+    params = {layer: {"kernel": jnp.asarray(k / 64, dtype)} for layer, k in drawn.items()}  # exact
+    data = [jnp.asarray(rng.normal(size=(2, 6, width)), jnp.float32) for width in (IN, 4)]
+    options = {"autapses": True} if name == "deep_eprop" else {}
+    rule = RULES[name].make(model, optax.l2_loss, batch_size=2, window=3, **options)
+    return rule(params, rule.init(params), localgrad.Batch(*data))
+
+
+@functools.cache
+def spiking_in_float32(cell):
+    return spiking("snap", cell, jnp.float32)[0]
+
+
+SPIKING = {"LIF": (localgrad.LIFCell, jnp.bfloat16), "ALIF": (localgrad.ALIFCell, jnp.float16)}
+
+
+@pytest.mark.parametrize("cell", SPIKING)
+@pytest.mark.parametrize("name", ["snap", "deep_eprop"])  # on one layer, with autapses, the same
+def test_a_carry_of_two_dtypes(name, cell):
+    """Float32 inputs make voltages and spikes float32; the count of silent steps stays half."""
+    cell, dtype = SPIKING[cell]
+    updates, state = spiking(name, cell, dtype)
+    assert set(dtypes(state.carry)) == {jnp.dtype(dtype), jnp.dtype(jnp.float32)}
+    reference = jax.tree.leaves(spiking_in_float32(cell))
+    for found, exact in zip(jax.tree.leaves(updates), reference, strict=True):
+        gap = np.linalg.norm(np.asarray(found, np.float64) - np.asarray(exact, np.float64))
+        # That count and the kernels are exact, so that the updates alone are rounded.
+        assert found.dtype == dtype
+        assert 0 < np.linalg.norm(exact) and gap <= jnp.finfo(dtype).eps * np.linalg.norm(exact)

@@ -111,12 +111,13 @@ def sweep_units(
 
     def back(q: tuple, now: tuple) -> tuple[tuple, tuple]:
         entering, jacobian = now
-        new = tuple(
+        new = [
             sum(row[j][None] * q_i for row, q_i in zip(jacobian, q, strict=True))
             + padded(entering[j], rows + probes)
             for j in range(len(live))
-        )
-        return new, q
+        ]
+        # Leaves may differ in dtype; the credit of each has its own.
+        return tuple(a.astype(q_i.dtype) for a, q_i in zip(new, q, strict=True)), q
 
     ends = tuple(_ones_in_row(rows + i, a, probes) for i, a in enumerate(entering))
     q_start, left = jax.lax.scan(back, ends, (entering, jacobian), reverse=True)
