@@ -11,13 +11,11 @@ from typing import Any, Literal, get_args
 import flax
 import jax
 import optax
-from tqdm import tqdm
 
 from experiments.choices import lookup
 from experiments.deep import claims, figures, report
 from experiments.deep.memory import Size, sizes
-from experiments.deep.stacks import STACKS, Stack, StackName, rows_at
-from experiments.deep.study import RULES as STUDY_RULES
+from experiments.deep.stacks import STACKS, Stack, StackName
 from experiments.deep.study import Study, run_study
 from experiments.deep.trials import Trial, linear_floors, run_trials
 from experiments.report import write_json
@@ -48,7 +46,8 @@ class Config:
         seeds: runs of each rule there.
         checkpoints: how often a run is tested.
         criterion: the accuracy that counts as learned.
-        repeats: rounds of the timing.
+        repeats: rounds of the timing, beside whatever the other workers do.
+        workers: processes that train, each one stack of one depth at a time.
         study_steps: updates in `study`.
         study_seeds: runs of each rule there.
         study_checkpoints: how often a run is tested there.
@@ -67,7 +66,8 @@ class Config:
     seeds: int = 5
     checkpoints: int = 20
     criterion: float = 0.9
-    repeats: int = 10
+    repeats: int = 20
+    workers: int = 2
     study_steps: int = 1500
     study_seeds: int = 8
     study_checkpoints: int = 60
@@ -88,7 +88,9 @@ def run(config: Config) -> list[claims.Claim]:
     check(config)
     config.results.mkdir(parents=True, exist_ok=True)
     print(header(config), flush=True)
-    trials, studied, sized = measured(config)
+    trials = run_trials(config) if "crowd" in config.parts else []
+    studied = run_study(config) if "study" in config.parts else None
+    sized = sizes("rate") if "memory" in config.parts else []
     found = []
     if trials:
         show_trials(config, trials)
@@ -111,21 +113,6 @@ def run(config: Config) -> list[claims.Claim]:
     return found
 
 
-def measured(config: Config) -> tuple[list[Trial], Study | None, list[Size]]:
-    """Does the parts, with a progress bar."""
-    total = 0
-    if "crowd" in config.parts:
-        rules = sum(len(rows_at(depth, config.full)) for depth in config.depths)
-        total += rules * len(config.stacks) * len(config.delays) * config.checkpoints
-    if "study" in config.parts:
-        total += len(STUDY_RULES) * config.study_checkpoints
-    with tqdm(total=total, unit="segment", smoothing=0.05) as bar:
-        trials = run_trials(config, bar.update) if "crowd" in config.parts else []
-        studied = run_study(config, bar.update) if "study" in config.parts else None
-    sized = sizes("rate") if "memory" in config.parts else []
-    return trials, studied, sized
-
-
 def show_trials(config: Config, trials: list[Trial]) -> None:
     """Prints a table a stack, and draws."""
     for name in config.stacks:
@@ -138,6 +125,7 @@ def show_trials(config: Config, trials: list[Trial]) -> None:
             f"{100 * whole:.1f} %",
         }
         print("\n" + report.trials_table(own, config.delays, config.criterion, floors), flush=True)
+    print(f"\n{report.FOOTNOTE}")
     figures.accuracies(trials, config.delays, config.results / "accuracies.png")
     figures.alignments(trials, config.delays[-1], config.results / "alignments.png")
 
@@ -153,7 +141,7 @@ def check(config: Config) -> None:
         raise ValueError(f"delays must ascend; got {config.delays}.")
     if min(config.depths) < 1:
         raise ValueError(f"depths must be at least 1; got {config.depths}.")
-    for field in ("batch_size", "seeds", "checkpoints", "repeats", "study_seeds"):
+    for field in ("batch_size", "seeds", "checkpoints", "repeats", "workers", "study_seeds"):
         if getattr(config, field) < 1:
             raise ValueError(f"{field} must be at least 1; got {getattr(config, field)}.")
     for steps, checkpoints in [

@@ -91,10 +91,14 @@ class Row(NamedTuple):
     make: Callable[..., localgrad.LearningRule]
     windowed: bool = True
 
-    def rule(
-        self, model: Any, window: int, batch_size: int | None = None, example: Any = None
+    def rule(self, model: Any) -> localgrad.LearningRule:
+        """The rule of a model, for whole sequences; in one window, where it can, the cheapest."""
+        return self.make(model, LOSS)
+
+    def stream(
+        self, model: Any, batch_size: int, window: int, example: Any
     ) -> localgrad.LearningRule:
-        """The rule of a model, in windows where it carries something from one to the next."""
+        """The same of streams, in windows, so that it carries what it has to carry."""
         options: dict[str, Any] = {"window": window} if self.windowed else {}
         return self.make(model, LOSS, batch_size=batch_size, example=example, **options)
 

@@ -8,7 +8,6 @@ one below a slow one, Adam at 0.001, batches of 48.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -16,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import linen as nn
+from tqdm import tqdm
 
 import localgrad
 from experiments.deep.stacks import LOSS, ROWS
@@ -95,7 +95,7 @@ def scaled(key: jax.Array, shape: tuple[int, int], dtype: Any = jnp.float32) -> 
     return RADIUS * kernel / radius
 
 
-def run_study(config: Any, tick: Callable[[], object]) -> Study:
+def run_study(config: Any) -> Study:
     """Trains every rule of the study, and compares credit before training."""
     model = network()
     budget = Budget(
@@ -109,17 +109,17 @@ def run_study(config: Any, tick: Callable[[], object]) -> Study:
     )
     shared = make_shared(Problem(model, LOSS, motif_count(config.seed, delay=DELAY)), budget)
     histories = {}
-    for name in RULES:
+    for name in tqdm(RULES, unit="rule"):
         trainer = make_trainer(
-            shared, lambda key, name=name: ROWS[name].rule(model, window=DELAY), optax.adam, budget
+            shared, lambda key, name=name: ROWS[name].rule(model), optax.adam, budget
         )
-        histories[name] = train(trainer, shared, budget, tick)
+        histories[name] = train(trainer, shared, budget, lambda: None)
     return Study(histories, cosines(model, 2 * config.study_seeds, config.seed))
 
 
 def cosines(model: Any, seeds: int, seed: int) -> dict[int, np.ndarray]:
     """Cosine of deep e-prop's update to BPTT's at fresh parameters, by delay, [S, 2]."""
-    rules = {name: ROWS[name].rule(model, window=DELAY) for name in ("bptt", "deep_eprop")}
+    rules = {name: ROWS[name].rule(model) for name in ("bptt", "deep_eprop")}
     found = {}
     for delay in PUBLISHED_COSINES:
         task = motif_count(seed, delay=delay)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import operator
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import optax
+from tqdm import tqdm
 
 import localgrad
 from experiments.deep.memory import beside_carry, bytes_of
@@ -18,8 +20,6 @@ from experiments.measure import Cost, Update, compile_update, costs
 from experiments.tasks import Task
 from experiments.tasks.crowded_cue import ceiling, crowded_cue
 from experiments.train import Budget, History, Problem, Shared, make_shared, make_trainer, train
-
-WORKERS = 2  # Stacks that compile and train at the same time.
 
 
 class Outcome(NamedTuple):
@@ -83,25 +83,19 @@ def crossing(steps: np.ndarray, curve: np.ndarray, level: float) -> float:
     return float(steps[at - 1] + share * (steps[at] - steps[at - 1]))
 
 
-def run_trials(config: Any, tick: Callable[[], object]) -> list[Trial]:
-    """Trains all, two stacks at a time; then, with nothing else running, measures the updates."""
-    cases = [(name, depth) for name in config.stacks for depth in config.depths]
-    with ThreadPoolExecutor(WORKERS) as pool:
-        found = list(pool.map(lambda case: run_trial(config, case[0], case[1], tick), cases))
-    trials = []
-    for trial, updates in found:
-        prices = costs(updates, config.repeats)
-        outcomes = {
-            name: outcome._replace(cost=prices[name]) for name, outcome in trial.outcomes.items()
-        }
-        trials.append(trial._replace(outcomes=outcomes))
-    return trials
+def run_trials(config: Any) -> list[Trial]:
+    """Runs every stack at every depth, `config.workers` at a time, each in a process of its own."""
+    cases = [(config, name, depth) for name in config.stacks for depth in config.depths]
+    if config.workers == 1:
+        return [run_trial(case) for case in tqdm(cases, unit="trial")]
+    context = multiprocessing.get_context("spawn")  # JAX has threads, which a fork would lose.
+    with ProcessPoolExecutor(config.workers, mp_context=context) as pool:
+        return list(tqdm(pool.map(run_trial, cases), total=len(cases), unit="trial"))
 
 
-def run_trial(
-    config: Any, name: StackName, depth: int, tick: Callable[[], object]
-) -> tuple[Trial, dict[str, Update]]:
+def run_trial(case: tuple[Any, StackName, int]) -> Trial:
     """One stack of one depth: every rule, at every delay."""
+    config, name, depth = case
     stack = STACKS[name]
     model = stack.make(depth)
     budget = Budget(
@@ -116,19 +110,19 @@ def run_trial(
     tasks = {d: crowded_cue(config.seed, channels=stack.channels, delay=d) for d in config.delays}
     shared = {d: make_shared(Problem(model, LOSS, task), budget) for d, task in tasks.items()}
     first = shared[config.delays[0]]
+    shared = {d: each._replace(align=first.align) for d, each in shared.items()}  # compiled once
     seeds = [jax.tree.map(operator.itemgetter(s), first.params) for s in range(config.seeds)]
-    sequence = tasks[config.delays[0]].test.inputs[0]
+    batches = {d: first_batches(each, config.seeds) for d, each in shared.items()}
+    sequence = batches[config.delays[0]][0].inputs[0]
     window, example = len(sequence) // 2, sequence[0]
     updates, outcomes, reference = {}, {}, {}
     for rule in rows_at(depth, config.full):
         row = ROWS[rule]
-        trainer = make_trainer(
-            first, lambda key, row=row: row.rule(model, window), optax.adam, budget
-        )
-        histories = {d: train(trainer, shared[d], budget, tick) for d in config.delays}
-        stream = row.rule(model, window, config.batch_size, example)
-        updates[rule] = compile_update(stream, seeds[0], first_batch(first))
-        made = {d: gradients(updates[rule], stream, seeds, shared[d]) for d in config.delays}
+        trainer = make_trainer(first, lambda key, row=row: row.rule(model), optax.adam, budget)
+        histories = {d: train(trainer, shared[d], budget, lambda: None) for d in config.delays}
+        stream = row.stream(model, config.batch_size, window, example)
+        updates[rule] = compile_update(stream, seeds[0], batches[config.delays[0]][0])
+        made = {d: gradients(updates[rule], stream, seeds, batches[d]) for d in config.delays}
         reference = reference or made  # BPTT comes first
         aligned = {d: alignment(made[d], reference[d], depth) for d in config.delays}
         outcomes[rule] = Outcome(
@@ -138,19 +132,24 @@ def run_trial(
             state_bytes=bytes_of(beside_carry(stream, seeds[0])),
         )
     best = [ceiling(reading(params, stack.channels + 1)) for params in seeds]
-    return Trial(name, depth, np.array(best), outcomes), updates
+    prices = costs(updates, config.repeats)
+    outcomes = {rule: each._replace(cost=prices[rule]) for rule, each in outcomes.items()}
+    return Trial(name, depth, np.array(best), outcomes)
 
 
-def first_batch(shared: Shared, seed: int = 0) -> localgrad.Batch:
-    """The first batch of a seed."""
-    return jax.tree.map(lambda leaf: leaf[seed, 0], shared.draw(0))
+def first_batches(shared: Shared, seeds: int) -> list[localgrad.Batch]:
+    """The first batch of each seed."""
+    drawn = shared.draw(0)
+    return [jax.tree.map(operator.itemgetter((seed, 0)), drawn) for seed in range(seeds)]
 
 
-def gradients(update: Update, rule: Any, seeds: list[Any], shared: Shared) -> list[Any]:
+def gradients(
+    update: Update, rule: Any, seeds: list[Any], batches: list[localgrad.Batch]
+) -> list[Any]:
     """A rule's update at each seed's initial parameters, on its first batch."""
     return [
-        update.compiled(params, rule.init(params), first_batch(shared, seed))[0]
-        for seed, params in enumerate(seeds)
+        update.compiled(params, rule.init(params), batch)[0]
+        for params, batch in zip(seeds, batches, strict=True)
     ]
 
 

@@ -1,4 +1,7 @@
-"""The notebooks run, in a short mode: their code cells, one after another, in one namespace."""
+"""The notebooks run, in a short mode: their code cells, one after another, in one namespace.
+
+As stored they hold the outputs of a full run: `jupyter execute --inplace colabs/NAME.ipynb`.
+"""
 
 import json
 from pathlib import Path
@@ -40,9 +43,13 @@ def test_a_notebook_runs(path, tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.ipynb")), ids=lambda path: path.stem)
-def test_a_notebook_is_stored_without_outputs(path):
+def test_a_notebook_is_stored_as_it_ran(path):
+    """From top to bottom, in one go, without an error, with its pictures."""
     notebook = json.loads(path.read_text(encoding="utf-8"))
     assert notebook["nbformat"] == 4
     cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
-    assert cells
-    assert not any(cell["outputs"] or cell["execution_count"] for cell in cells)
+    assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
+    outputs = [output for cell in cells for output in cell["outputs"]]
+    assert not any(output["output_type"] == "error" for output in outputs)
+    assert sum("image/png" in output.get("data", {}) for output in outputs) >= 3
+    assert path.stat().st_size < 2**21  # a clone stays small

@@ -99,6 +99,7 @@ def test_a_short_run_measures_prints_and_draws(tmp_path, capsys):
         batch_size=8,
         seeds=2,
         repeats=1,
+        workers=1,
         short=True,
         results=tmp_path,
     )
