@@ -11,11 +11,11 @@ from localgrad.core.model.network import Network
 from localgrad.core.passes.rates import FiringRate
 from localgrad.diagnostics import Alignment, compare, summary
 from localgrad.losses import binary_cross_entropy, categorical_cross_entropy
-from localgrad.rules.lra import lra
 from localgrad.rules.backprop import bptt, tbptt
 from localgrad.rules.deep import deep_eprop
 from localgrad.rules.eligibility import eprop, rflo, snap
 from localgrad.rules.influence import rtrl
+from localgrad.rules.lra import lra
 from localgrad.rules.readout import readout_only
 from localgrad.train import evaluate, learn, reset_state
 

@@ -228,16 +228,20 @@ class PTNCN(nn.RNNCellBase):
     def _shapes(self) -> dict[str, tuple[int, ...]]:
         """The shape of each parameter, [from, to]."""
         sizes, last = (self.outputs, *self.features), len(self.features)
-        stacks = ("W", "E", "V", *("MU" if self.top_down else ""))
-        found = {f"W{n}": (sizes[n], sizes[n - 1]) for n in range(1, last + 1)}
-        found |= {f"E{n}": (sizes[n - 1], sizes[n]) for n in range(1, last + 1)}
-        found |= {f"M{n}": found[f"E{n}"] for n in range(1, last + 1 if self.top_down else 2)}
-        found |= {f"V{n}": (sizes[n], sizes[n]) for n in range(1, last + 1)}
-        found |= {f"U{n}": (sizes[n + 1], sizes[n]) for n in range(1, last if self.top_down else 1)}
+        found: dict[str, tuple[int, ...]] = {}
+        for n in range(1, last + 1):
+            found |= {f"W{n}": (sizes[n], sizes[n - 1]), f"E{n}": (sizes[n - 1], sizes[n])}
+            found |= {f"V{n}": (sizes[n], sizes[n])}
+            if n == 1 or self.top_down:
+                found |= {f"M{n}": (sizes[n - 1], sizes[n])}
+            if n < last and self.top_down:
+                found |= {f"U{n}": (sizes[n + 1], sizes[n])}
         if not self.stacked:
             return found
-        firsts = {name: found[name] for name in ("W1", "E1", "M1", "V1")}
-        return firsts | {kind: (last - 1, sizes[1], sizes[1]) for kind in stacks}
+        stacks: dict[str, tuple[int, ...]] = {
+            kind: (last - 1, sizes[1], sizes[1]) for kind in ("WEVMU" if self.top_down else "WEV")
+        }
+        return {name: found[name] for name in ("W1", "E1", "M1", "V1")} | stacks
 
     @nn.nowrap
     def _initial(self, key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from localgrad.cells.ptncn import PTNCN
@@ -25,12 +26,14 @@ def require_matching_loss(model: PTNCN, loss: Loss) -> None:
         loss: `(outputs [B, D], targets [B, D]) -> [B]` or `[B, ...]`.
     """
     rng = np.random.default_rng(0)
-    logits = rng.normal(size=(TRIALS, model.outputs)).astype(np.float32)
-    noise = SPREAD * rng.normal(size=logits.shape).astype(np.float32)
+    logits = rng.normal(size=(TRIALS, model.outputs))
+    noise = SPREAD * rng.normal(size=logits.shape)
     try:
         with jax.ensure_compile_time_eval():
-            target = model.output_activation(jax.numpy.asarray(logits))
-            others = [model.output_activation(logits + sign * noise) for sign in (1, -1)]
+            target, *others = (
+                model.output_activation(jnp.asarray(a, jnp.float32))
+                for a in (logits, logits + noise, logits - noise)
+            )
             best, *rest = (np.asarray(loss(frame, target)) for frame in (target, *others))
     except Exception:
         return
@@ -59,7 +62,7 @@ def unit_range_inspector(model: PTNCN) -> Callable[[Any], None]:
     probe = np.linspace(-30, 30, 8 * model.outputs, dtype=np.float32).reshape(8, -1)
     try:
         with jax.ensure_compile_time_eval():
-            outputs = np.asarray(model.output_activation(jax.numpy.asarray(probe)))
+            outputs = np.asarray(model.output_activation(jnp.asarray(probe)))
         unit = bool(np.all((outputs >= 0) & (outputs <= 1)))
     except Exception:
         unit = False
@@ -67,7 +70,8 @@ def unit_range_inspector(model: PTNCN) -> Callable[[Any], None]:
 
 
 def _require_unit(model: PTNCN, batch: Any) -> None:
-    targets, mask = getattr(batch, "targets", None), getattr(batch, "mask", None)
+    targets: Any = getattr(batch, "targets", None)
+    mask: Any = getattr(batch, "mask", None)
     if not all(_at_hand(a) for a in (targets, mask) if a is not None) or np.ndim(targets) != 3:
         return
     targets = np.asarray(targets)

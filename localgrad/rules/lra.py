@@ -72,9 +72,9 @@ def lra(
     `r_l = z_l - y_l` how far layer l was corrected, and `y'` the corrected states of the last step,
     the update of a step is, each matrix for itself and summed over examples::
 
-        W_1: C(z_1^T e_0)                     W_l: C(z_l^T r_{l-1})            l > 1
-        M_l: C(y'_{l-1}^T r_l)                V_l: C(y'_l^T r_l)               U_l: C(y'_{l+1}^T r_l)
-        E_l: C(gamma (update of W_l)^T)       or, temporal,  C(-gamma e_{l-1}^T (r_l - r'_l))
+        W_1: C(z_1^T e_0)                   W_l: C(z_l^T r_{l-1})  for l > 1
+        M_l: C(y'_{l-1}^T r_l)              V_l: C(y'_l^T r_l)           U_l: C(y'_{l+1}^T r_l)
+        E_l: C(gamma (update of W_l)^T)     or, temporal, C(-gamma e_{l-1}^T (r_l - r'_l))
 
     where `C` scales a matrix down to the Frobenius norm `update_radius`. It is clipped at every
     step, before `reduction` divides; the update of a call is the sum over its steps. Nothing is
@@ -158,7 +158,7 @@ def lra(
     recipe = Recipe(
         name="lra",
         state=LRAState,
-        process=functools.partial(_process, options),
+        process=functools.partial(_process, options, model),
         credits=functools.partial(_credits, options),
         settings=options._asdict(),
         default_window=lambda stack, params, steps, alone: even_window(steps),
@@ -187,18 +187,17 @@ def _require(model: Any, options: Options) -> None:
         )
     for name, choices in CHOICES.items():
         if getattr(options, name) not in choices:
-            raise ValueError(
-                f"{name} must be one of {choices}; got {getattr(options, name)!r}."
-            )
+            raise ValueError(f"{name} must be one of {choices}; got {getattr(options, name)!r}.")
     if options.update_radius is not None and not options.update_radius > 0:
         raise ValueError(
             f"update_radius must be positive, or None for no limit; got {options.update_radius}."
         )
 
 
-def _process(options: Options, frame: Frame, state: LRAState, window: Window) -> tuple:
+def _process(
+    options: Options, model: PTNCN, frame: Frame, state: LRAState, window: Window
+) -> tuple:
     """One window: each step predicts, is corrected and learns, then the next one."""
-    model = frame.stack.cells[0].module.module
     weights = model.gather({path[-1]: leaf for path, leaf in frame.params.items()})
     initial = jax.tree.map(lambda a, b: a.astype(b.dtype), frame.stack.initial[0], state.carry)
 
