@@ -86,8 +86,10 @@ def lra(
 
     *Estimates* no gradient but for W_1's, which is exact, up to clipping and averaging over the
     frame, if the loss is the one that belongs to the output: categorical cross-entropy under a
-    softmax, binary cross-entropy under a sigmoid, squared error under the identity. Another loss
-    that is least where outputs equal targets is reported as it is; what is learnt stays the same.
+    softmax, binary cross-entropy under a sigmoid, squared error under the identity. The loss is
+    given the outputs after `output_activation`, probabilities and not logits; it is reported and
+    never differentiated. Another one that is least where outputs equal targets is reported as it
+    is, and what is learnt stays the same.
     *Costs* the matrix products of one step forward, of its correction and of its updates, O(L H^2)
     a step and example; memory does not grow with T.
 
@@ -103,9 +105,7 @@ def lra(
     Args:
         model: a `localgrad.PTNCN`.
         loss: `(outputs [B, ...], targets [B, ...]) -> [B]` or `[B, ...]`, the loss of one time
-            step for each example, such as `optax.l2_loss`; trailing axes are averaged. It is
-            reported in the state and never differentiated. Outputs are what the model gives after
-            its `output_activation`, as for `localgrad.categorical_cross_entropy`.
+            step for each example, such as `optax.l2_loss`; trailing axes are averaged.
         error_rule: `"transpose"` lets E_l follow W_l, `"temporal"` the change of the correction.
         w_error: what W_2..W_L learn from: the `"residual"` r_{l-1} of the layer below, or the
             error e_{l-1} of its `"prediction"`.
