@@ -259,14 +259,16 @@ def _learned(
         change = jax.tree.map(lambda a, b: -options.gamma * (a - b.astype(a.dtype)), residual, last)
         E1 = outer(errors.frame, change.first, dtype)
         E = outers(errors.layers, change.rest, dtype)
+    if options.error_rule == "temporal" or abs(options.gamma) > 1:  # else W's clipping did for E
+        E1, E = clipped((E1, E))
     x = step.inputs.astype(dtype) if jnp.issubdtype(step.inputs.dtype, jnp.integer) else step.inputs
     return Weights(
         W1=W1,
-        E1=clip(E1),
+        E1=E1,
         M1=clip(outer(x, post.first, dtype)),
         V1=clip(outer(pre.first, post.first, dtype)),
         W=W,
-        E=clipped(E),
+        E=E,
         M=None if weights.M is None else clipped(outers(lower(pre), post.rest, dtype)),
         V=clipped(outers(pre.rest, post.rest, dtype)),
         U=None if weights.U is None else clipped(outers(pre.rest, lower(post), dtype)),

@@ -84,6 +84,7 @@ MODELS = {
 }
 RULES = {
     "default": {},
+    "faster": {"gamma": 2.5, "update_radius": 0.4},
     "options": {
         "error_rule": "temporal",
         "w_error": "prediction",
@@ -97,7 +98,7 @@ RULES = {
 
 @pytest.mark.parametrize(
     ("of_model", "of_rule"),
-    [("default", "options"), ("sparse", "default"), ("step", "unclipped"), ("one", "options")]
+    [("default", "options"), ("sparse", "faster"), ("step", "unclipped"), ("one", "options")]
     + [pytest.param("bottom_up", "options", marks=pytest.mark.slow)],
 )
 def test_equals_the_oracle(of_model, of_rule, x64):
