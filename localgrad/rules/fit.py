@@ -12,7 +12,7 @@ import numpy as np
 from localgrad.cells.ptncn import PTNCN
 from localgrad.core.contract.rule import Loss
 
-TRIALS, SPREAD, SLACK = 8, 0.3, 1e-4
+TRIALS, WIDTH, SPREAD, SLACK = 8, 3.0, 0.3, 1e-5
 
 
 def require_matching_loss(model: PTNCN, loss: Loss) -> None:
@@ -26,7 +26,7 @@ def require_matching_loss(model: PTNCN, loss: Loss) -> None:
         loss: `(outputs [B, D], targets [B, D]) -> [B]` or `[B, ...]`.
     """
     rng = np.random.default_rng(0)
-    logits = rng.normal(size=(TRIALS, model.outputs))
+    logits = WIDTH * rng.normal(size=(TRIALS, model.outputs))
     noise = SPREAD * rng.normal(size=logits.shape)
     try:
         with jax.ensure_compile_time_eval():

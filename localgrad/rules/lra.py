@@ -154,7 +154,8 @@ def lra(
     options = Options(error_rule, w_error, presynaptic, gamma, update_radius)
     _require(model, options)
     if example is None:
-        example = jax.ShapeDtypeStruct((model.outputs,), model.param_dtype)
+        dtype = jnp.result_type(jnp.float32, model.param_dtype)
+        example = jax.ShapeDtypeStruct((model.outputs,), dtype)
     recipe = Recipe(
         name="lra",
         state=LRAState,
@@ -209,7 +210,7 @@ def _process(
         corrected, errors = model.corrected(weights, after, now.targets)
         if now.weight is not None:
             corrected = select(now.weight != 0, corrected, after)
-        found = _learned(options, weights, carry, corrected, errors, now)
+        found = learned(options, weights, carry, corrected, errors, now)
         corrected = jax.tree.map(lambda a, b: a.astype(b.dtype), corrected, carry)
         return (corrected, jax.tree.map(jnp.add, total, found)), output
 
@@ -221,7 +222,7 @@ def _process(
     return state._replace(carry=carry), grads, values
 
 
-def _learned(
+def learned(
     options: Options,
     weights: Weights,
     before: PTNCNCarry,
@@ -261,7 +262,7 @@ def _learned(
         E = outers(errors.layers, change.rest, dtype)
     if options.error_rule == "temporal" or abs(options.gamma) > 1:  # else W's clipping did for E
         E1, E = clipped((E1, E))
-    x = step.inputs.astype(dtype) if jnp.issubdtype(step.inputs.dtype, jnp.integer) else step.inputs
+    x = step.inputs.astype(post.first.dtype)
     return Weights(
         W1=W1,
         E1=E1,

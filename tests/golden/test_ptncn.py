@@ -17,6 +17,8 @@ import pytest
 
 import localgrad
 from localgrad.cells import phases
+from localgrad.core.frame import Window
+from localgrad.rules.lra import Options, learned
 from tests.golden.common import load
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -192,6 +194,7 @@ def test_standardised_drives_phase_by_phase():
     """Case G standardises drives over the batch, which no rule's model may: phases alone."""
     it = case("G")
     model, weights = it.model, it.model.gather(it.params)
+    options = Options("transpose", "residual", "corrected", it.told["gamma"], it.told["radius"])
     batch, carry = it.batch(0), it.model.initialize_carry(jax.random.key(0), (3, 6))
     for t in range(batch.inputs.shape[1]):
         drives = phases.drive(weights, batch.inputs[:, t], carry.state)
@@ -201,11 +204,14 @@ def test_standardised_drives_phase_by_phase():
         errors = phases.compare(output, prediction, activity, batch.targets[:, t])
         f, beta, alpha = model.activation, model.beta, model.alpha
         state = phases.correct(weights, drives, errors, f, beta, alpha, 0.0)
-        carry = carry._replace(
+        now = carry._replace(
             state=state, activity=activity, drive=drives, prediction=prediction, output=output
         )
-        require_states(it, 0, t, carry)
-        weights = model.gather(it.matrices("seq0/after", t))
+        require_states(it, 0, t, now)
+        step = Window(batch.inputs[:, t], batch.targets[:, t], None, None)
+        found = learned(options, weights, carry, now, errors, step)
+        close(model.scatter(found), it.matrices("seq0/raw", t))
+        weights, carry = model.gather(it.matrices("seq0/after", t)), now
 
 
 def standardised(a: jax.Array) -> jax.Array:

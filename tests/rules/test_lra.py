@@ -261,6 +261,10 @@ def refused(**kwargs):
             "sigmoid_binary_cross_entropy.*not least where outputs equal.*binary_cross_entropy",
         ),
         (
+            lambda: localgrad.lra(localgrad.PTNCN((5,), 1000), optax.softmax_cross_entropy),
+            "softmax_cross_entropy.*not least where outputs equal.*categorical_cross_entropy",
+        ),
+        (
             lambda: localgrad.lra(
                 localgrad.PTNCN((5,), D, output_activation=lambda a: a),
                 localgrad.binary_cross_entropy,
