@@ -1,6 +1,7 @@
 """The catalogue: every rule with its traits, as the tests, benchmarks and experiments read them.
 
-A new rule enters by its module, a line of `localgrad/__init__.py`, and a row of `RULES`.
+A new rule enters by its module, a line of `localgrad/__init__.py`, and a row of `RULES`; one that
+trains a model of its own alone, by a line of `OWN_MODEL`.
 """
 
 from __future__ import annotations
@@ -137,3 +138,7 @@ RULES: dict[str, Rule] = {
         models=("embed", "two_gated", "optimized_lstm"),
     ),
 }
+
+OWN_MODEL: dict[str, Callable[..., localgrad.LearningRule]] = {"lra": localgrad.lra}
+"""Rules that train one kind of model alone, and so have no row: a row is tried on every model, and
+none of the table's corrects its states. Their tests lie in `tests/rules`."""

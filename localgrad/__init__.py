@@ -2,6 +2,7 @@
 
 from localgrad.cells.diagonal import LRUCell
 from localgrad.cells.leaky import LeakyCell
+from localgrad.cells.ptncn import PTNCN
 from localgrad.cells.rate import RateCell
 from localgrad.cells.spiking import ALIFCell, LIFCell
 from localgrad.core.contract.rule import Batch, LearningRule
@@ -9,10 +10,12 @@ from localgrad.core.model.modules import from_nnx
 from localgrad.core.model.network import Network
 from localgrad.core.passes.rates import FiringRate
 from localgrad.diagnostics import Alignment, compare, summary
+from localgrad.losses import binary_cross_entropy, categorical_cross_entropy
 from localgrad.rules.backprop import bptt, tbptt
 from localgrad.rules.deep import deep_eprop
 from localgrad.rules.eligibility import eprop, rflo, snap
 from localgrad.rules.influence import rtrl
+from localgrad.rules.lra import lra
 from localgrad.rules.readout import readout_only
 from localgrad.train import evaluate, learn, reset_state
 
@@ -26,14 +29,18 @@ __all__ = [
     "LeakyCell",
     "LearningRule",
     "Network",
+    "PTNCN",
     "RateCell",
+    "binary_cross_entropy",
     "bptt",
+    "categorical_cross_entropy",
     "compare",
     "deep_eprop",
     "eprop",
     "evaluate",
     "from_nnx",
     "learn",
+    "lra",
     "readout_only",
     "reset_state",
     "rflo",

@@ -12,15 +12,22 @@ from localgrad.core.contract.checks import require_batch, require_carry
 from localgrad.core.contract.objective import Objective, weights_of
 from localgrad.core.contract.rule import Batch, LearningRule, Loss
 from localgrad.core.contract.state import fresh, is_state
+from localgrad.core.model.modules import Module, as_module
 from localgrad.core.model.stack import assemble
-from localgrad.core.params import leaves_of
+from localgrad.core.params import Leaves, leaves_of
+from localgrad.core.passes.forward import Settle
 from localgrad.core.passes.run import run
+from localgrad.core.steps import select
 
 
 def evaluate(
     model: Any, loss: Loss, params: Any, batch: Batch, carry: Any = None
 ) -> tuple[jax.Array, Any, Any]:
     """Runs a model over a batch without learning.
+
+    A model with a method `observe(carry, target) -> carry`, such as `localgrad.PTNCN`, is shown the
+    target of each step after its output is taken, unless the step's weight is 0, and goes on from
+    the carry that it returns. No parameter changes.
 
     Args:
         model: as the rules take it.
@@ -55,12 +62,28 @@ def evaluate(
         require_carry(carry, stack)
     carries = stack.initial if carry is None else stack.unpack(carry)
     carries = jax.tree.map(lambda a, own: jnp.asarray(a, own.dtype), carries, stack.initial)
-    ran = run(stack, leaves, carries, inputs, reset)
     weight, total = weights_of(batch.mask, size * steps)
     weight = None if weight is None else weight.T
+    settle = _observation(as_module(model), leaves, targets, weight)
+    ran = run(stack, leaves, carries, inputs, reset, settle=settle)
     values = Objective(loss, jnp.ones_like(total)).values(ran.outputs, targets, weight)
     outputs = jax.tree.map(lambda a: jnp.moveaxis(a, 0, 1), ran.outputs)
     return values.sum() / total, outputs, stack.pack(ran.carries)
+
+
+def _observation(
+    module: Module, params: Leaves, targets: Any, weight: jax.Array | None
+) -> Settle | None:
+    """How a model is shown its targets after each step; None if it does not look."""
+    if not module.observes:
+        return None
+
+    def by(carry: Any, seen: tuple) -> Any:
+        target, weight = seen
+        corrected = module.observe(params, carry, target)
+        return corrected if weight is None else select(weight != 0, corrected, carry)
+
+    return Settle(by, (targets, weight))
 
 
 def learn(

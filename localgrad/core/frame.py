@@ -86,6 +86,7 @@ class Recipe(NamedTuple):
         finish: what is done to the state at the end of a call, such as a step of what learns in it.
         needs_example: whether the state of a stream depends on the inputs' dtype.
         screen: `(stack, params)` raises for what the rule cannot credit.
+        inspect: `batch` raises for what only numbers tell; numbers may be traced, and then do not.
         advice: which rule takes less memory, if this one takes much.
     """
 
@@ -101,6 +102,7 @@ class Recipe(NamedTuple):
     finish: Callable[[Any], Any] = lambda state: state
     needs_example: bool = False
     screen: Callable[[Stack, Leaves], None] = lambda stack, params: None
+    inspect: Callable[[Any], None] = lambda batch: None
     advice: str = ""
 
 
@@ -227,6 +229,7 @@ def _update(
     del extra
     require_updates(setup.recipe.name, updates, params)
     require_own(setup.recipe.name, state, setup.recipe.state, setup.batch_size)
+    setup.recipe.inspect(batch)
     found, state = advance(params, state, batch)
     return flatten(params)[1](found), state
 

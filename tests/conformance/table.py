@@ -3,6 +3,14 @@
 A rule enters by a row of the catalogue, a model by a line here, with its traits: every test of this
 folder that takes a `case` or every rule then runs on it, and what a rule refuses follows from the
 traits of the models.
+
+`lra` has no row: it trains a `localgrad.PTNCN` alone, and that has no line, since a rule would here
+credit parameters (E, W_2..W_L) that reach no loss. What of these tests applies to the pair is asked
+in `tests/rules/test_lra.py`: an oracle, splits and windows, masks and resets, dtypes, optax and
+vmap, memory, refusals; and in `tests/multidevice/test_layers.py`. Two do not apply. Its clipping is
+of a batch's sum, so a mean of the devices' means is no mean of the whole (with
+`update_radius=None` it is); and a step of weight 0 is not only not learnt from but not observed, so
+it does change the states that follow.
 """
 
 from __future__ import annotations

@@ -82,6 +82,16 @@ class LinenModule:
         """The initial carry for inputs of this shape, batch axis first."""
         return self.module.initialize_carry(jax.random.key(0) if key is None else key, shape)
 
+    @property
+    def observes(self) -> bool:
+        """Whether it corrects its carry by what it is shown after a step."""
+        return hasattr(self.module, "observe")
+
+    def observe(self, params: Leaves, carry: Any, target: Any) -> Any:
+        """The carry, corrected by the target of the step that it leaves."""
+        variables = {"params": unflatten_dict(params)}
+        return self.module.apply(variables, carry, target, method="observe")
+
 
 def _only(layer: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
     """The one argument of a layer's call, given by position or by name."""
@@ -140,9 +150,22 @@ class NNXModule:
     def initialize_carry(self, shape: tuple[int, ...], key: jax.Array | None = None) -> Any:
         """The initial carry for inputs of this shape, batch axis first."""
         del key
-        blank: Any = dict.fromkeys(self.paths)  # no carry depends on the parameters
-        module: Any = self.merge(blank)
-        return module.initialize_carry(shape, nnx.Rngs(0))
+        return self._blank().initialize_carry(shape, nnx.Rngs(0))
+
+    @property
+    def observes(self) -> bool:
+        """Whether it corrects its carry by what it is shown after a step."""
+        return hasattr(self._blank(), "observe")
+
+    def observe(self, params: Leaves, carry: Any, target: Any) -> Any:
+        """The carry, corrected by the target of the step that it leaves."""
+        module: Any = self.merge(params)
+        return module.observe(carry, target)
+
+    def _blank(self) -> Any:
+        """The module without parameters, on which neither its carry nor its methods depend."""
+        blank: Any = dict.fromkeys(self.paths)
+        return self.merge(blank)
 
 
 def _nnx_layer(path: Path, layer: nnx.Module) -> Layer:
