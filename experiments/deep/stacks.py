@@ -67,7 +67,8 @@ def _lru(features: int, highest: bool) -> nn.Module:
 
 def _alif(features: int, highest: bool) -> nn.Module:
     decay, adaptation = (0.95, 0.98) if highest else (0.6, 0.9)
-    return localgrad.ALIFCell(features, decay=decay, adaptation_decay=adaptation)
+    # At a threshold of 1 no spike reaches the third layer; at 0.5 all eight fire alike.
+    return localgrad.ALIFCell(features, threshold=0.5, decay=decay, adaptation_decay=adaptation)
 
 
 STACKS: dict[StackName, Stack] = {
