@@ -17,11 +17,12 @@ close = functools.partial(chex.assert_trees_all_close, atol=1e-6)
 
 
 def built(features=(6, 5), **options):
-    options = {"kernel_init": nn.initializers.normal(0.7)} | options
     model = localgrad.PTNCN(features, D, **options)
     frames = jax.nn.softmax(jax.random.normal(jax.random.key(0), (B, T + 1, D)))
     carry = model.initialize_carry(jax.random.key(0), (B, D))
-    params = jax.jit(model.init)(jax.random.key(1), carry, frames[:, 0])["params"]
+    rng = np.random.default_rng(0)
+    shapes = jax.eval_shape(model.init, jax.random.key(1), carry, frames[:, 0])["params"]
+    params = jax.tree.map(lambda a: jnp.asarray(0.7 * rng.normal(size=a.shape), a.dtype), shapes)
     return model, params, localgrad.Batch(frames[:, :-1], frames[:, 1:])
 
 
@@ -75,6 +76,14 @@ def test_evaluate_predicts_observes_and_corrects(activation):
         loss, outputs, carry = localgrad.evaluate(model, optax.l2_loss, params, batch)
         close((outputs, carry), by_hand(model, params, batch, flags))
         assert jnp.isfinite(loss)
+
+
+def test_every_matrix_of_a_stack_is_drawn_by_itself():
+    model, *_ = built((6, 6, 6), stacked=True)
+    carry = model.initialize_carry(jax.random.key(0), (B, D))
+    params = model.init(jax.random.key(1), carry, jnp.zeros((B, D)))["params"]
+    assert not np.allclose(params["V"][0], params["V"][1])
+    np.testing.assert_allclose(np.std(params["V"]), 0.05, rtol=0.3)
 
 
 def test_a_carry_may_be_observed_twice():
