@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import platform
 import time
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import flax
 import jax
 import optax
 from flax import linen as nn
@@ -280,14 +278,7 @@ def make_panel(stage: Stage, histories: dict[RuleName, History], repeats: int) -
 def write(config: Config, panels: list[report.Panel], seconds: float) -> None:
     """Writes results.json and the figures."""
     content = {
-        "config": dataclasses.asdict(config),
-        "versions": {
-            "python": platform.python_version(),
-            "jax": jax.__version__,
-            "flax": flax.__version__,
-            "optax": optax.__version__,
-        },
-        "device": jax.devices()[0].device_kind,
+        **report.circumstances(config),
         "seconds": round(seconds, 1),
         "panels": [report.as_json(panel) for panel in panels],
     }

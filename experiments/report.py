@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
+import platform
 import textwrap
 from collections.abc import Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from jax.typing import ArrayLike
 
@@ -169,6 +173,24 @@ def history_as_json(history: History) -> dict[str, Any]:
             group: {"cosine": rounded(value.cosine), "norm_ratio": rounded(value.norm_ratio)}
             for group, value in history.alignment.items()
         },
+    }
+
+
+def circumstances(config: Any, *packages: str) -> dict[str, Any]:
+    """What a result was made with, for its JSON: options, versions and the device.
+
+    Args:
+        config: the experiment's dataclass of options.
+        *packages: distributions to list beside the core ones.
+    """
+    names = ("jax", "flax", "optax", *packages)
+    return {
+        "config": dataclasses.asdict(config),
+        "versions": {
+            "python": platform.python_version(),
+            **{name: metadata.version(name) for name in names},
+        },
+        "device": jax.devices()[0].device_kind,
     }
 
 

@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import platform
 import time
 from pathlib import Path
 from typing import Any, Literal, get_args
-
-import flax
-import jax
-import optax
 
 from experiments.choices import lookup
 from experiments.deep import claims, figures, report
@@ -18,7 +13,7 @@ from experiments.deep.memory import Size, sizes
 from experiments.deep.stacks import STACKS, Stack, StackName
 from experiments.deep.study import Study, run_study
 from experiments.deep.trials import Trial, linear_floors, run_trials
-from experiments.report import write_json
+from experiments.report import circumstances, write_json
 from experiments.tasks.crowded_cue import crowded_cue
 
 Part = Literal["crowd", "study", "memory"]
@@ -177,14 +172,7 @@ def write(
 ) -> None:
     """Writes results.json."""
     content: dict[str, Any] = {
-        "config": dataclasses.asdict(config),
-        "versions": {
-            "python": platform.python_version(),
-            "jax": jax.__version__,
-            "flax": flax.__version__,
-            "optax": optax.__version__,
-        },
-        "device": jax.devices()[0].device_kind,
+        **circumstances(config),
         "seconds": round(seconds, 1),
         "crowd": [report.trial_as_json(trial) for trial in trials],
         "study": None if studied is None else report.study_as_json(studied),

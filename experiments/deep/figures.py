@@ -15,6 +15,7 @@ from experiments.deep.memory import Size
 from experiments.deep.stacks import FEW, ROWS, STACKS
 from experiments.deep.study import PUBLISHED, Study
 from experiments.deep.trials import Trial
+from experiments.figures import finish
 
 # Okabe and Ito's palette, as in `experiments.figures`.
 STYLES: dict[str, dict[str, Any]] = {
@@ -53,7 +54,7 @@ def accuracies(trials: list[Trial], delays: tuple[int, ...], path: Path) -> None
                 axis.set_ylabel(f"delay {delay}: accuracy (%)")
             if row + 1 == len(delays):
                 axis.set_xlabel("layers")
-    _finish(figure, axes, path)
+    finish(figure, axes, path)
 
 
 def alignments(trials: list[Trial], delay: int, path: Path) -> None:
@@ -77,7 +78,7 @@ def alignments(trials: list[Trial], delay: int, path: Path) -> None:
         axes[1, column].axhline(1, color="#7F7F7F", linewidth=0.8, linestyle=":")
     axes[0, 0].set_ylabel(f"cosine to BPTT, delay {delay}")
     axes[1, 0].set_ylabel("norm ratio to BPTT")
-    _finish(figure, axes, path)
+    finish(figure, axes, path)
 
 
 def study(found: Study, path: Path) -> None:
@@ -96,7 +97,7 @@ def study(found: Study, path: Path) -> None:
             axis.plot(there, 90, "x", color=style["color"], markersize=9, markeredgewidth=2)
     axis.axhline(90, color="#7F7F7F", linewidth=0.8, linestyle=":")
     axis.set(xlabel="updates", ylabel="accuracy (%)", ylim=(45, 102))
-    _finish(figure, axes, path)
+    finish(figure, axes, path)
 
 
 def memory(sizes: list[Size], path: Path) -> None:
@@ -115,31 +116,9 @@ def memory(sizes: list[Size], path: Path) -> None:
         depths = [size.depth for size in own]
         axis.set(title=f"N = {width}", yscale="log", xlabel="layers", xticks=depths)
     axes[0, 0].set_ylabel("MiB for each stream")
-    _finish(figure, axes, path)
+    finish(figure, axes, path)
 
 
 def _grid(rows: int, columns: int, width: float = 2.9) -> tuple[Any, np.ndarray]:
     size = (1.0 + width * columns, 0.8 + 2.4 * rows)
     return plt.subplots(rows, columns, figsize=size, squeeze=False, sharey="row")
-
-
-def _finish(figure: Any, axes: np.ndarray, path: Path) -> None:
-    """One legend below all panels; writes the file."""
-    entries: dict[str, Any] = {}
-    for axis in axes.flat:
-        axis.grid(alpha=0.25, linewidth=0.5)
-        axis.spines[["top", "right"]].set_visible(False)
-        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
-            entries.setdefault(label, handle)
-    figure.legend(
-        entries.values(),
-        entries.keys(),
-        loc="upper center",
-        bbox_to_anchor=(0.5, 0.0),
-        ncol=min(5, len(entries)),
-        frameon=False,
-        fontsize=9,
-    )
-    figure.tight_layout()
-    figure.savefig(path, dpi=130, bbox_inches="tight")
-    plt.close(figure)

@@ -5,23 +5,19 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import math
-import platform
 import time
 from collections.abc import Callable
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import flax
 import jax
-import optax
 from tqdm import tqdm
 
 from experiments.choices import lookup
 from experiments.linear_dynamics import aligned, beyond, figures, journeys, points, ranks
 from experiments.linear_dynamics.table import Finding, Row
 from experiments.linear_dynamics.table import table as as_text
-from experiments.report import write_json
+from experiments.report import circumstances, write_json
 
 Name = Literal[
     "trajectories",
@@ -152,15 +148,7 @@ def conclusion(rows: list[Row]) -> str:
 def write(config: Config, findings: dict[str, Finding], seconds: dict[str, float]) -> None:
     """Writes results.json."""
     content = {
-        "config": dataclasses.asdict(config),
-        "versions": {
-            "python": platform.python_version(),
-            "diffrax": metadata.version("diffrax"),
-            "jax": jax.__version__,
-            "flax": flax.__version__,
-            "optax": optax.__version__,
-        },
-        "device": jax.devices()[0].device_kind,
+        **circumstances(config, "diffrax"),
         "seconds": seconds,
         "rows": {name: [as_json(row) for row in found.rows] for name, found in findings.items()},
     }

@@ -81,3 +81,33 @@ def constant_floors(frequencies: np.ndarray, labels: np.ndarray) -> Floors:
         loss=float(-np.mean(np.log(safe)[labels])),
         accuracy=float(np.mean(labels == np.argmax(frequencies))),
     )
+
+
+def drawn_task(
+    name: str,
+    title: str,
+    summary: str,
+    classes: int,
+    sample: Callable[[jax.Array, int], Batch],
+    seed: int,
+    test_size: int,
+) -> Task:
+    """A task of equally frequent classes whose sequences are drawn anew, with its test set.
+
+    Args:
+        name: as in `Task`, and so are `title`, `summary`, `classes` and `sample`.
+        title: likewise.
+        summary: likewise.
+        classes: likewise.
+        sample: likewise; the label of a sequence is the same at all steps.
+        seed: fixes the test sequences.
+        test_size: the number of test sequences.
+
+    Returns:
+        The task.
+    """
+    # Training keys come from `jax.random.key` of other seeds; folding keeps the streams apart.
+    test = sample(jax.random.fold_in(jax.random.key(seed), 2**31 - 1), test_size)
+    frequencies = np.full(classes, 1 / classes)
+    floors = constant_floors(frequencies, np.asarray(test.targets[:, 0]))
+    return Task(name, title, summary, classes, sample, test, floors)

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.tasks.base import Task, constant_floors
+from experiments.tasks.base import Task, drawn_task
 from localgrad import Batch
 
 
@@ -80,16 +80,14 @@ def crowded_cue(
             mask=go,
         )
 
-    # Training keys come from `jax.random.key` of other seeds; folding keeps the streams apart.
-    test = sample(jax.random.fold_in(jax.random.key(seed), 2**31 - 1), test_size)
-    return Task(
+    return drawn_task(
         name="crowded_cue",
         title=f"crowded cue, delay {delay}",
         summary=f"T={steps} steps, the sign of 1 of {channels} channels, {delay} steps before",
         classes=2,
         sample=sample,
-        test=test,
-        floors=constant_floors(np.full(2, 0.5), np.asarray(test.targets[:, 0])),
+        seed=seed,
+        test_size=test_size,
     )
 
 

@@ -13,9 +13,8 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from experiments.tasks.base import Task, constant_floors
+from experiments.tasks.base import Task, drawn_task
 from localgrad import Batch
 
 
@@ -70,14 +69,12 @@ def delayed_recall(
             mask=go,
         )
 
-    # Training keys come from `jax.random.key` of other seeds; folding keeps the streams apart.
-    test = sample(jax.random.fold_in(jax.random.key(seed), 2**31 - 1), test_size)
-    return Task(
+    return drawn_task(
         name="delayed_recall",
         title="delayed recall",
         summary=f"T={steps} steps, 1 of {classes} cues, {delay} steps of distractors, answer",
         classes=classes,
         sample=sample,
-        test=test,
-        floors=constant_floors(np.full(classes, 1 / classes), np.asarray(test.targets[:, 0])),
+        seed=seed,
+        test_size=test_size,
     )

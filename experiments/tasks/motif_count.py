@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from experiments.tasks.base import Task, constant_floors
+from experiments.tasks.base import Task, drawn_task
 from localgrad import Batch
 
 
@@ -75,14 +74,12 @@ def motif_count(
             mask=recall,
         )
 
-    # Training keys come from `jax.random.key` of other seeds; folding keeps the streams apart.
-    test = sample(jax.random.fold_in(jax.random.key(seed), 2**31 - 1), test_size)
-    return Task(
+    return drawn_task(
         name="motif_count",
         title=f"motif count, delay {delay}",
         summary=f"T={steps} steps, {motifs} ramps up or down, {delay} silent steps, the majority",
         classes=2,
         sample=sample,
-        test=test,
-        floors=constant_floors(np.full(2, 0.5), np.asarray(test.targets[:, 0])),
+        seed=seed,
+        test_size=test_size,
     )

@@ -88,6 +88,16 @@ def test_it_is_exact_where_no_unit_feeds_another(window):
     assert gap > 0.1 * optax.tree.norm(exact["cells_0"])
 
 
+def test_it_is_exact_in_stacks_of_linear_recurrent_units():
+    widths = [4, 3, 2]
+    model, params, batch = problem(*(localgrad.LRUCell(n, param_dtype=float) for n in widths))
+    exact = jax.jit(functools.partial(oracles.bptt, model))(params, oracles.steps_of(batch))
+    close(streamed(localgrad.deep_eprop, model, params, batch, 5), exact)
+    shallow = streamed(localgrad.eprop, model, params, batch, 5)
+    gap = optax.tree.norm(optax.tree.sub(shallow["cells_0"], exact["cells_0"]))
+    assert gap > 0.1 * optax.tree.norm(exact["cells_0"])
+
+
 def test_three_layers_over_an_encoder_split_anywhere():
     model, params, batch = three()
     whole = streamed(localgrad.deep_eprop, model, params, batch, T)
