@@ -97,10 +97,11 @@ def lra(
     weigh what is learnt, not the correction.
 
     What was found about the options (the authors' code is the default, their paper is said to
-    differ): on Penn Treebank characters the transposed `error_rule` is the one that learns; with
-    the temporal one as in the code the matrices E grow without bound, and with `gamma=-1`, the
-    sign that others give it, they decay. `w_error="prediction"`, under which W_2..W_L do
-    predict the layers below, is at least as good as the default.
+    differ), in a small study with one seed, H = 64 and 128 and 2,000 sentences of Penn Treebank
+    characters: the transposed `error_rule` is the one that learns; with the temporal one as in the
+    code the matrices E grow without bound, and with `gamma=-1`, the sign that others give it, they
+    decay. `w_error="prediction"`, under which W_2..W_L do predict the layers below, was at least as
+    good as the default.
 
     Args:
         model: a `localgrad.PTNCN`.
