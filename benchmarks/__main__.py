@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 CELL_NAMES = ("rate", "GRU", "ALIF")
-SECTION_NAMES = ("speed", "windows", "peers", "memory", "latency", "depth")
+SECTION_NAMES = ("speed", "windows", "peers", "memory", "latency", "depth", "aligned")
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
@@ -20,7 +20,7 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
         prog="python -m benchmarks",
         description="What localgrad's rules cost beside jitted Flax BPTT, in one process and, on a "
-        "CPU, on one core: time, windows, peers, peak memory, latency of a step, depth.",
+        "CPU, on one core: time, windows, peers, peak memory, latency of a step, depth, P-TNCN.",
     )
     size = made.add_mutually_exclusive_group()
     size.add_argument("--quick", action="store_true", help="times N=128, T=1000 only")
@@ -89,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     kept = not options.fresh_pages and keep_pages()
     import jax
 
-    from benchmarks import harness, measures, peers, report
+    from benchmarks import aligned, harness, measures, peers, report
 
     on_cpu = jax.default_backend() == "cpu"
     if not on_cpu:
@@ -113,6 +113,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "memory": measures.memory,
         "latency": measures.latency,
         "depth": measures.depth,
+        "aligned": aligned.aligned,
     }
     found = {name: [] for name in options.sections}
     for name in options.sections:

@@ -70,6 +70,11 @@ class Plan(NamedTuple):
         room: bytes of a state above which a rule is left out.
         streamed: how many single steps a scan takes.
         batch: B.
+        aligned_units: the H of the P-TNCNs whose steps are timed.
+        aligned_width: the H of those of many layers.
+        aligned_depths: their numbers of layers.
+        aligned_batch: their B.
+        aligned_steps: their T.
         seconds: how long to repeat each comparison.
         clock: the clock to read.
     """
@@ -88,6 +93,11 @@ class Plan(NamedTuple):
     room: int = 2 * 2**30
     streamed: int = 1000
     batch: int = 16
+    aligned_units: Sequence[int] = (256, 1000)
+    aligned_width: int = 128
+    aligned_depths: Sequence[int] = (1, 2, 4, 8, 16, 32)
+    aligned_batch: int = 50
+    aligned_steps: int = 20
     seconds: float = 3.0
     clock: Callable[[], float] = time.perf_counter
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
+from experiments.claims import Claim
 from experiments.deep.memory import Size
 from experiments.deep.stacks import STACKS
 from experiments.deep.study import PUBLISHED, PUBLISHED_COSINES, Study
@@ -14,20 +15,6 @@ from experiments.deep.trials import Trial
 
 LEARNED, LOST, LARGER = 0.9, 0.75, 1.5
 TESTED = 512  # sequences of the crowded cue's test set
-
-
-class Claim(NamedTuple):
-    """One claim.
-
-    Attributes:
-        text: in words.
-        measured: what was found, in words.
-        holds: whether that confirms it.
-    """
-
-    text: str
-    measured: str
-    holds: bool
 
 
 def of_trials(trials: list[Trial], delays: tuple[int, ...]) -> list[Claim]:

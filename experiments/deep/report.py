@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import textwrap
 from typing import Any
 
 import numpy as np
 
-from experiments.deep.claims import Claim
 from experiments.deep.memory import Size
 from experiments.deep.stacks import ROWS, STACKS
 from experiments.deep.study import PUBLISHED, Study
@@ -135,24 +133,6 @@ def memory_table(sizes: list[Size]) -> str:
     lines = align_columns(cells)
     title = "MiB for each stream of a rate network, float32: what is carried, and BPTT's tape"
     return "\n".join([title, lines[0], "-" * max(map(len, lines)), *lines[1:]])
-
-
-def claims_table(claims: list[Claim]) -> str:
-    """Claims with their verdicts."""
-    lines = []
-    for claim in claims:
-        verdict = "holds" if claim.holds else "FAILS"
-        text = f"{verdict}  {claim.text}: {claim.measured}"
-        lines += textwrap.wrap(text, 118, subsequent_indent=" " * 7)
-    return "\n".join(lines)
-
-
-def conclusion(claims: list[Claim]) -> str:
-    """How many hold."""
-    wrong = sum(not claim.holds for claim in claims)
-    if wrong:
-        return f"{wrong} of {len(claims)} claims FAIL."
-    return f"All {len(claims)} claims hold."
 
 
 def trial_as_json(trial: Trial) -> dict[str, Any]:

@@ -5,7 +5,7 @@ import json
 import jax.numpy as jnp
 import pytest
 
-from benchmarks import harness, measures, peers, report
+from benchmarks import aligned, harness, measures, peers, report
 from benchmarks.__main__ import CELL_NAMES, SECTION_NAMES, parser
 
 pytestmark = pytest.mark.long
@@ -23,6 +23,11 @@ PLAN = harness.Plan(
     memory=(4, 8),
     streamed=3,
     batch=2,
+    aligned_units=(6,),
+    aligned_width=4,
+    aligned_depths=(1, 2),
+    aligned_batch=2,
+    aligned_steps=3,
     seconds=0.0,
 )
 BENCHMARKS = {
@@ -32,6 +37,7 @@ BENCHMARKS = {
     "memory": measures.memory,
     "latency": measures.latency,
     "depth": measures.depth,
+    "aligned": aligned.aligned,
 }
 
 

@@ -10,8 +10,8 @@ import pytest
 import localgrad
 from experiments import deep
 from experiments.__main__ import main
+from experiments.claims import Claim
 from experiments.deep import claims, memory, report, study
-from experiments.deep.claims import Claim
 from experiments.deep.memory import Size
 from experiments.deep.stacks import LOSS, ROWS, STACKS, rows_at
 from experiments.deep.trials import crossing, linear_floors, reading

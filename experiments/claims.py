@@ -1,0 +1,45 @@
+"""Claims: what an experiment says, with what it measured; one that fails is an error."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from typing import NamedTuple
+
+
+class Claim(NamedTuple):
+    """One claim.
+
+    Attributes:
+        text: in words.
+        measured: what was found, in words.
+        holds: whether that confirms it.
+    """
+
+    text: str
+    measured: str
+    holds: bool
+
+
+def claims_table(claims: Sequence[Claim]) -> str:
+    """Claims with their verdicts."""
+    lines = []
+    for claim in claims:
+        verdict = "holds" if claim.holds else "FAILS"
+        text = f"{verdict}  {claim.text}: {claim.measured}"
+        lines += textwrap.wrap(text, 118, subsequent_indent=" " * 7)
+    return "\n".join(lines)
+
+
+def conclusion(claims: Sequence[Claim]) -> str:
+    """How many hold."""
+    wrong = sum(not claim.holds for claim in claims)
+    if wrong:
+        return f"{wrong} of {len(claims)} claims FAIL."
+    return f"All {len(claims)} claims hold."
+
+
+def require(claims: Sequence[Claim]) -> None:
+    """Raises unless all hold."""
+    if not all(claim.holds for claim in claims):
+        raise ValueError("a claim failed; see above.")

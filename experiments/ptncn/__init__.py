@@ -1,0 +1,114 @@
+"""P-TNCN and LRA: online, without unrolling, beside the rivals that its paper names."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from experiments.choices import lookup
+from experiments.claims import claims_table, conclusion, require
+from experiments.ptncn import continual, text, video, zeroshot
+from experiments.ptncn.rows import ROWS
+from experiments.ptncn.sizes import SIZES, Size, SizeName
+from experiments.report import circumstances, write_json
+
+PARTS: dict[str, Any] = {
+    "video": video,
+    "text": text,
+    "zeroshot": zeroshot,
+    "continual": continual,
+}
+Part = Literal["video", "text", "zeroshot", "continual"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """P-TNCN, which never unrolls, beside BPTT, RTRL, e-prop, echo states and SAB.
+
+    *video*: frames of bouncing glyphs, each predicted from those before. *text*: characters, or
+    words, of sentences. All rivals have the P-TNCN's number of parameters, see the same number of
+    frames, and get three learning rates to choose from; floors stand below. *zeroshot*: trained on
+    one set of glyphs, frozen, tried on another, with the states corrected and not. *continual*:
+    one task after another, and what is left of each. Prints a table and claims, of which any that
+    fails ends the command with an error; writes results.json and figures. A run that was
+    interrupted goes on with the same command.
+
+    Attributes:
+        part: what to do.
+        size: `small` takes minutes on two cores, `full` has the published widths and needs an
+            accelerator, `short` is a glance.
+        data_dir: the folder with `mnist/`, `notmnist/`, `ptb/`, as experiments/datasets says; None
+            for LOCALGRAD_DATA. Without one, scikit-learn's digits and Python's manual.
+        download: whether files that are missing may be asked of tensorflow-datasets.
+        source: glyphs of `video` (digits, mnist, notmnist) or the text of `text` (manual, ptb,
+            ptb_words, shakespeare); None for the best there is.
+        rows: which rivals, of `video` and `text`.
+        epochs: in place of the size's.
+        seeds: runs of each row, all in one jitted function.
+        workers: rows that learn at a time.
+        results: the folder to write to, in one for each part, source and size.
+    """
+
+    part: tyro.conf.Positional[Part]
+    size: SizeName = "small"
+    data_dir: Path | None = None
+    download: bool = False
+    source: str | None = None
+    rows: Annotated[tuple[str, ...], tyro.conf.arg(metavar="{" + ",".join(ROWS) + "}")] = tuple(
+        ROWS
+    )
+    epochs: int | None = None
+    seeds: int = 3
+    workers: int = 2
+    results: Path = Path("results/ptncn")
+
+    @property
+    def sized(self) -> Size:
+        """The size, by name."""
+        size = SIZES[self.size]
+        return size if self.epochs is None else size._replace(epochs=self.epochs)
+
+
+def run(config: Config) -> Any:
+    """Runs a part; prints its table and claims, and writes JSON and figures."""
+    begin = time.perf_counter()
+    check(config)
+    part = PARTS[config.part]
+    source = part.source_of(config)
+    folder = config.results / f"{config.part}_{source}_{config.size}"
+    folder.mkdir(parents=True, exist_ok=True)
+    print(f"P-TNCN: {config.part}, {source}, {config.size}; seeds: {config.seeds}.", flush=True)
+    found = part.run(config, source, folder)
+    seconds = time.perf_counter() - begin
+    content = {
+        **circumstances(config),
+        "seconds": round(seconds, 1),
+        **found.content,
+        "claims": [claim._asdict() for claim in found.claims],
+    }
+    write_json(folder / "results.json", content)
+    print(f"\n{found.table}\n\n{claims_table(found.claims)}\n")
+    print(f"{seconds:.0f} s in all. Results and figures: {folder}/")
+    print(conclusion(found.claims))
+    if config.size != "short":
+        require(found.claims)
+    return found
+
+
+def check(config: Config) -> None:
+    """Refuses a configuration that cannot run, before anything is read or compiled."""
+    for name in config.rows:
+        lookup("row", ROWS, name)
+    if config.part in ("video", "text") and "ptncn" not in config.rows:
+        raise ValueError("rows must hold ptncn, which the others are measured against.")
+    for field in ("seeds", "workers"):
+        if getattr(config, field) < 1:
+            raise ValueError(f"{field} must be at least 1; got {getattr(config, field)}.")
+    if config.epochs is not None and config.epochs < 1:
+        raise ValueError(f"epochs must be at least 1; got {config.epochs}.")
+    if config.data_dir is not None and not config.data_dir.is_dir():
+        raise ValueError(f"data_dir must be a folder; got {config.data_dir}.")

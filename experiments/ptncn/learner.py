@@ -1,0 +1,330 @@
+"""Learning: a row on a problem, all its seeds in one jitted function, from epoch to epoch.
+
+A run is saved after each epoch and goes on from there. Letters: S runs, C calls, B streams, T steps
+of a call.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import operator
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+
+import localgrad
+from experiments.ptncn.problems import Problem
+from experiments.ptncn.rows import Row, parameters_of, units_for
+from experiments.train import one_by_one
+
+RIDGES = (1e-2, 1.0, 1e2)
+TRIAL = 2**16 - 1  # the epoch of which learning rates are chosen
+
+
+class Learner(NamedTuple):
+    """A row made ready for a problem.
+
+    Attributes:
+        row: what learns.
+        problem: what is learned.
+        model: its network.
+        units: of a layer.
+        parameters: how many.
+        init: `keys [S] -> Run` of untrained networks.
+        advance: `(Run, rates [S], pieces [S, C, ...]) -> (Run, losses [S, C, updates])`, compiled.
+    """
+
+    row: Row
+    problem: Problem
+    model: Any
+    units: int
+    parameters: int
+    init: Callable[[jax.Array], Run]
+    advance: Callable[[Run, jax.Array, Any], tuple[Run, jax.Array]]
+
+
+class Run(NamedTuple):
+    """What has been learned; [S, ...]."""
+
+    params: Any
+    opt_state: Any
+
+
+class Outcome(NamedTuple):
+    """A finished row.
+
+    Attributes:
+        units: of a layer.
+        parameters: of the network.
+        rate: the learning rate that was chosen.
+        tried: by learning rate, the score on `valid` after the first epoch.
+        valid: [S, epochs + 1] the score on `valid` after each epoch, the untrained network first.
+        test: [S] the score on `test` at the end.
+        frames: [S, T] the score of each step of a test sequence, if all have one length.
+        seconds: of an epoch, all runs together; other rows may have run beside it.
+        params: what was learned, [S, ...].
+    """
+
+    units: int
+    parameters: int
+    rate: float
+    tried: dict[float, float]
+    valid: np.ndarray
+    test: np.ndarray
+    frames: np.ndarray
+    seconds: float
+    params: Any
+
+
+def make_learner(row: Row, problem: Problem, budget: int) -> Learner:
+    """Builds the network and what trains it.
+
+    Args:
+        row: what learns.
+        problem: what is learned.
+        budget: how many parameters it may have.
+    """
+    units = units_for(row, problem, budget)
+    model = row.model(units, problem.size, problem.outputs)
+    example = jax.ShapeDtypeStruct((problem.size,), jnp.float32)
+
+    def tx_of(rate: Any, key: jax.Array) -> Any:
+        assert row.rule is not None
+        rule = row.rule(model, row.loss(problem.outputs), problem.batch_size, key, example)
+        return optax.chain(rule, row.optimizer(rate))
+
+    def params_of(key: jax.Array) -> Any:
+        x = jnp.zeros((1, problem.size))
+        return model.init(key, model.initialize_carry(key, x.shape), x)["params"]
+
+    def init(keys: jax.Array) -> Run:
+        def one(key: jax.Array) -> Run:
+            param_key, rule_key = jax.random.split(key)
+            params = params_of(param_key)
+            state = () if row.rule is None else tx_of(1.0, rule_key).init(params)
+            return Run(params, state)
+
+        return one_by_one(one, keys)
+
+    def advance(run: Run, rate: jax.Array, pieces: Any) -> tuple[Run, jax.Array]:
+        tx = tx_of(rate, jax.random.key(0))  # a key matters to `init` alone
+
+        def call(run: Run, piece: Any) -> tuple[Run, jax.Array]:
+            batch = problem.expand(piece)
+            if row.gives != "predictions":  # nothing corrects these: they see what is scored
+                batch = batch._replace(mask=scored(batch))
+            chunk = row.chunk or batch.targets.shape[1]
+            params, opt_state, losses = localgrad.learn(tx, *run, batch, chunk)
+            return Run(params, opt_state), losses
+
+        return jax.lax.scan(call, run, pieces)
+
+    return Learner(
+        row=row,
+        problem=problem,
+        model=model,
+        units=units,
+        parameters=parameters_of(model, problem.size),
+        init=init,
+        advance=jax.jit(jax.vmap(advance)),
+    )
+
+
+def scored(batch: localgrad.Batch) -> jax.Array:
+    """The mask without the first step of each sequence, which follows from nothing."""
+    mask = jnp.ones(batch.targets.shape[:2]) if batch.mask is None else batch.mask
+    return mask if batch.reset is None else jnp.where(batch.reset, 0, mask)
+
+
+def make_score(
+    learner: Learner, model: Any = None, problem: Problem | None = None
+) -> Callable[[Any, Any], np.ndarray]:
+    """Compiles what scores networks on pieces, with frozen parameters.
+
+    Args:
+        learner: whose networks they are.
+        model: what runs in place of its model, such as one that corrects more or less.
+        problem: in place of its problem.
+
+    Returns:
+        `(params [S, ...], pieces [C, ...]) -> [S, T]`, the mean score of each step of a call; NaN
+        where none is scored. What a sequence is scored at is the mean over steps weighted by how
+        often each is, which is the last entry: [S, T + 1].
+    """
+    row = learner.row
+    model = learner.model if model is None else model
+    problem = learner.problem if problem is None else problem
+    value, loss = row.score(problem.outputs), row.loss(problem.outputs)
+
+    def score(params: Any, pieces: Any) -> jax.Array:
+        def call(carry: Any, piece: Any) -> tuple[Any, tuple[jax.Array, jax.Array]]:
+            batch = problem.expand(piece)
+            _, outputs, carry = localgrad.evaluate(model, loss, params, batch, carry)
+            weight = scored(batch)
+            values = value(outputs, batch.targets)
+            values = values.sum(-1) if values.ndim == 3 else values  # pixels
+            return carry, ((values * weight).sum(0), weight.sum(0))
+
+        size = jax.eval_shape(problem.expand, jax.tree.map(lambda a: a[0], pieces)).inputs.shape
+        carry = model.initialize_carry(jax.random.key(0), (size[0], size[-1]))
+        _, (values, weights) = jax.lax.scan(call, carry, pieces)
+        values, weights = values.sum(0), weights.sum(0)
+        values = jnp.append(values, values.sum()) / jnp.append(weights, weights.sum())
+        return problem.outputs.scale * values
+
+    compiled = jax.jit(jax.vmap(score, in_axes=(0, None)))
+    return lambda params, pieces: np.asarray(compiled(params, jax.tree.map(jnp.asarray, pieces)))
+
+
+def learned(
+    learner: Learner,
+    epochs: int,
+    seeds: int,
+    tick: Callable[[], Any],
+    folder: Path | None = None,
+) -> Outcome:
+    """Chooses a learning rate by one epoch each, trains all seeds, and tests them.
+
+    Args:
+        learner: what learns.
+        epochs: how often it goes through the data.
+        seeds: S; as many learning rates are tried at a time.
+        tick: called after each epoch.
+        folder: where to save after each epoch and to go on from; None for neither.
+
+    Returns:
+        The outcome.
+    """
+    score = make_score(learner)
+    problem, row = learner.problem, learner.row
+    keys = jax.random.split(jax.random.key(0), seeds)
+    run, done = learner.init(keys), Progress()
+    if row.rule is None:
+        run, done = fitted(learner, run, score, epochs), Progress(row.rates[0], {}, [], 0.0)
+        done.valid.append(score(run.params, problem.valid)[:, -1].tolist())
+    elif folder is not None and (folder / "progress.json").exists():
+        run, done = restore(folder, run)
+    if done.rate is None:
+        done = choose(learner, run, score)
+        tick()
+    rates = jnp.full(seeds, done.rate)
+    for epoch in range(len(done.valid) - 1, epochs if row.rule is not None else 0):
+        pieces = drawn(problem, range(seeds), epoch)
+        begin = time.perf_counter()
+        run, _ = jax.block_until_ready(learner.advance(run, rates, pieces))
+        done = done._replace(seconds=time.perf_counter() - begin)
+        done.valid.append(score(run.params, problem.valid)[:, -1].tolist())
+        if folder is not None:
+            save(folder, run, done)
+        tick()
+    frames = score(run.params, problem.test)
+    return Outcome(
+        units=learner.units,
+        parameters=learner.parameters,
+        rate=done.rate or math.nan,
+        tried=done.tried,
+        valid=np.array(done.valid).T,
+        test=frames[:, -1],
+        frames=frames[:, :-1],
+        seconds=done.seconds,
+        params=run.params,
+    )
+
+
+class Progress(NamedTuple):
+    """How far a row is.
+
+    Attributes:
+        rate: the learning rate, once it is chosen.
+        tried: by learning rate, the score on `valid` after an epoch.
+        valid: [epochs + 1][S].
+        seconds: of the last epoch.
+    """
+
+    rate: float | None = None
+    tried: dict[float, float] = {}
+    valid: list[list[float]] = []
+    seconds: float = 0.0
+
+
+def choose(learner: Learner, run: Run, score: Any) -> Progress:
+    """The best of the row's learning rates after one epoch, from one seed's network and data."""
+    seeds, tried = len(jax.tree.leaves(run.params)[0]), {}
+    first = jax.tree.map(lambda a: jnp.broadcast_to(a[:1], a.shape), run)
+    rates = learner.row.rates
+    for at in range(0, len(rates) if len(rates) > 1 else 0, seeds):
+        some = [*rates[at : at + seeds], *rates[:seeds]][:seeds]
+        pieces = drawn(learner.problem, [0] * seeds, TRIAL)
+        found, _ = learner.advance(first, jnp.array(some), pieces)
+        values = score(found.params, learner.problem.valid)[:, -1]
+        tried |= dict(zip(some, values.tolist(), strict=True))
+    best = min(rates, key=lambda rate: np.nan_to_num(tried.get(rate, 0.0), nan=math.inf))
+    return Progress(best, tried, [score(run.params, learner.problem.valid)[:, -1].tolist()])
+
+
+def drawn(problem: Problem, seeds: Any, epoch: int) -> Any:
+    """An epoch of each seed, stacked."""
+    return jax.tree.map(lambda *a: jnp.stack(a), *(problem.draw(seed, epoch) for seed in seeds))
+
+
+def fitted(learner: Learner, run: Run, score: Any, epochs: int) -> Run:
+    """Each seed's readout in closed form, by the ridge that serves `valid` best."""
+    problem = learner.problem
+    expand = jax.jit(problem.expand)
+
+    def batches(seed: int) -> Iterator[localgrad.Batch]:
+        for epoch in range(epochs):
+            pieces = problem.draw(seed, epoch)
+            for c in range(len(jax.tree.leaves(pieces)[0])):
+                batch = expand(jax.tree.map(operator.itemgetter(c), pieces))
+                yield batch._replace(mask=scored(batch))
+
+    def fit(seed: int, ridge: float) -> Any:
+        own = jax.tree.map(operator.itemgetter(seed), run.params)
+        return localgrad.fit_ridge(learner.model, own, batches(seed), ridge=ridge)
+
+    seeds = range(len(jax.tree.leaves(run.params)[0]))
+    found = [
+        jax.tree.map(lambda *a: jnp.stack(a), *(fit(seed, ridge) for seed in seeds))
+        for ridge in RIDGES
+    ]
+    best = min(found, key=lambda params: score(params, problem.valid)[:, -1].mean())
+    return run._replace(params=best)
+
+
+def save(folder: Path, run: Run, done: Progress) -> None:
+    """Writes a run and how far it is; the latter last, so that it speaks of what is there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(folder.absolute() / "run", _plain(run), force=True)
+    (folder / "progress.json").write_text(json.dumps(done._asdict()))
+
+
+def restore(folder: Path, like: Run) -> tuple[Run, Progress]:
+    """What `save` wrote."""
+    said = json.loads((folder / "progress.json").read_text())
+    tried = {float(rate): value for rate, value in said["tried"].items()}
+    with ocp.StandardCheckpointer() as checkpointer:
+        leaves = checkpointer.restore(folder.absolute() / "run", _plain(like))
+    made = [
+        jax.random.wrap_key_data(a) if _keyed(old) else a
+        for a, old in zip(leaves, jax.tree.leaves(like), strict=True)
+    ]
+    return jax.tree.unflatten(jax.tree.structure(like), made), Progress(**said | {"tried": tried})
+
+
+def _plain(run: Run) -> list[jax.Array]:
+    """Leaves as arrays that any checkpointer takes."""
+    return [jax.random.key_data(a) if _keyed(a) else a for a in jax.tree.leaves(run)]
+
+
+def _keyed(a: Any) -> bool:
+    return jnp.issubdtype(a.dtype, jax.dtypes.prng_key)
