@@ -1,5 +1,6 @@
 """localgrad: learning rules for recurrent networks without backpropagation through time."""
 
+from localgrad.cells.attentive import SABCell
 from localgrad.cells.diagonal import LRUCell
 from localgrad.cells.leaky import LeakyCell
 from localgrad.cells.ptncn import PTNCN
@@ -31,6 +32,7 @@ __all__ = [
     "Network",
     "PTNCN",
     "RateCell",
+    "SABCell",
     "binary_cross_entropy",
     "bptt",
     "categorical_cross_entropy",
