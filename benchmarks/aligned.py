@@ -134,7 +134,7 @@ def aligned(plan: Plan) -> Iterator[Table | Bar]:
         }
         found = interleave(plan, calls, BARE, dict.fromkeys(calls, steps))
         rows += [[f"H={units}, {name}", timing] for name, timing in found.items()]
-        yield Bar(f"lra, H={units}, B={batch}: a step's update / {BARE}", found[UPDATE].ratio, 1.5)
+        yield Bar(f"lra, H={units}, B={batch}: an online step / {BARE}", found[ONLINE].ratio, 1.5)
     title = f"P-TNCN of two layers, D={SYMBOLS}, B={batch}: one step"
     yield Table(title, "Milliseconds a step, and the ratio to the products.", ["", "a step"], rows)
 

@@ -6,14 +6,15 @@ network. The first name of each table needs no file: scikit-learn's digits, Pyth
 """
 
 from experiments.datasets.batches import (
-    batches,
+    Codes,
     next_frames,
     next_symbols,
     scored,
+    streams,
     subset,
-    widths,
 )
 from experiments.datasets.bouncing import Video, bouncing
+from experiments.datasets.files import root_of
 from experiments.datasets.floors import (
     Score,
     SymbolFloors,
@@ -25,26 +26,27 @@ from experiments.datasets.glyphs import GLYPHS, GlyphName, Glyphs, glyphs, of_cl
 from experiments.datasets.text import TEXTS, Text, TextName, text
 
 __all__ = [
+    "Codes",
     "GLYPHS",
-    "TEXTS",
     "GlyphName",
     "Glyphs",
     "Score",
     "SymbolFloors",
+    "TEXTS",
     "Text",
     "TextName",
     "Video",
     "VideoFloors",
-    "batches",
     "bouncing",
     "glyphs",
     "next_frames",
     "next_symbols",
     "of_classes",
+    "root_of",
     "scored",
+    "streams",
     "subset",
     "symbol_floors",
     "text",
     "video_floors",
-    "widths",
 ]

@@ -2,12 +2,14 @@
 
 At step t it is fed the frame of t - 1, none (zeros) at first, and then shown the frame of t. The
 first frame of a sequence follows from nothing, so it is shown but not scored: a P-TNCN's states are
-corrected by it.
+corrected by it. Letters: B streams, T steps of a call, C calls, D numbers of a frame.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import heapq
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,15 +18,26 @@ import numpy as np
 from localgrad import Batch
 
 
-def next_frames(frames: jax.Array, mask: jax.Array | None = None) -> Batch:
+class Codes(NamedTuple):
+    """Symbols of sentences that lie end to end in streams.
+
+    Attributes:
+        target: [..., B, T] the symbol to be predicted; -1 where a stream has ended.
+        last: [..., B, T] the one before; -1 where a sentence begins.
+    """
+
+    target: np.ndarray
+    last: np.ndarray
+
+
+def next_frames(frames: jax.Array) -> Batch:
     """Frames, each to be predicted from those before.
 
     Args:
-        frames: [B, T, ...]; a frame is flattened to D numbers.
-        mask: [B, T], 0 where there is no frame; None for ones.
+        frames: [B, T, ...], whole sequences; a frame is flattened to D numbers.
 
     Returns:
-        Inputs [B, T, D], which are zeros at first, and targets [B, T, D].
+        Inputs [B, T, D], which are zeros at first, targets [B, T, D], and a reset at first.
 
     Example:
         >>> next_frames(jnp.array([[[1], [2], [3]]])).inputs[0, :, 0].tolist()
@@ -32,26 +45,30 @@ def next_frames(frames: jax.Array, mask: jax.Array | None = None) -> Batch:
     """
     frames = frames.reshape(*frames.shape[:2], -1)
     inputs = jnp.pad(frames, ((0, 0), (1, 0), (0, 0)))[:, :-1]
-    return Batch(inputs, frames, mask)
+    first = jnp.zeros(frames.shape[:2], bool).at[:, 0].set(True)
+    return Batch(inputs, frames, reset=first)
 
 
-def next_symbols(codes: jax.Array, symbols: int) -> Batch:
-    """Symbols, each to be predicted from those before.
+def next_symbols(codes: Codes, symbols: int) -> Batch:
+    """Symbols, each to be predicted from those before in its sentence.
 
     Args:
-        codes: [B, T] integers; negative after the end of a sentence.
+        codes: of one call, [B, T].
         symbols: D, how many symbols there are.
 
     Returns:
-        `next_frames` of their one-hot vectors, masked after the end. Call it inside `jit`: codes
-        then travel to the device, and vectors do not.
-
-    Example:
-        >>> next_symbols(jnp.array([[1, 0, -1]]), 2).targets.tolist()
-        [[[0.0, 1.0], [1.0, 0.0], [0.0, 0.0]]]
+        One-hot inputs, zeros where a sentence begins, and targets [B, T, D]; a mask that is 0 where
+        a stream has ended, and a reset where a sentence begins. Call it inside `jit`: codes then
+        travel to the device, and vectors do not.
     """
-    frames = jax.nn.one_hot(codes, symbols)
-    return next_frames(frames, (codes >= 0).astype(frames.dtype))
+    target, last = map(jnp.asarray, codes)
+    there = target >= 0
+    return Batch(
+        inputs=jax.nn.one_hot(last, symbols),
+        targets=jax.nn.one_hot(target, symbols),
+        mask=there.astype(jnp.float32),
+        reset=there & (last < 0),
+    )
 
 
 def scored(batch: Batch) -> jax.Array:
@@ -61,29 +78,28 @@ def scored(batch: Batch) -> jax.Array:
         batch: by `next_frames` or `next_symbols`.
 
     Returns:
-        Its mask [B, T], but 0 at the first step. For rules whose states no target corrects, it is
-        the mask to learn with: `batch._replace(mask=scored(batch))`.
+        Its mask [B, T], but 0 where a sequence begins. For rules whose states no target corrects,
+        it is the mask to learn with: `batch._replace(mask=scored(batch))`.
     """
     mask = jnp.ones(batch.targets.shape[:2]) if batch.mask is None else batch.mask
-    return mask.at[:, 0].set(0)
+    return mask if batch.reset is None else jnp.where(batch.reset, 0, mask)
 
 
 def subset(
-    sentences: Sequence[np.ndarray], count: int, seed: int | None = None
+    sentences: Sequence[np.ndarray], count: int | None, seed: int | None = None
 ) -> tuple[np.ndarray, ...]:
     """Some sentences.
 
     Args:
         sentences: codes.
-        count: how many to take.
+        count: how many to take; None for all.
         seed: fixes which; None for the first.
 
     Returns:
         Those, none twice, in the order they had.
-
-    Raises:
-        ValueError: if there are not so many.
     """
+    if count is None:
+        return tuple(sentences)
     if not 1 <= count <= len(sentences):
         raise ValueError(f"count must lie in 1..{len(sentences)}, the sentences; got {count}.")
     if seed is None:
@@ -92,82 +108,53 @@ def subset(
     return tuple(sentences[i] for i in np.sort(chosen))
 
 
-def widths(sentences: Sequence[np.ndarray], count: int = 6) -> tuple[int, ...]:
-    """Lengths that sentences are padded to: few, so that few programs are compiled.
+def streams(sentences: Sequence[np.ndarray], batch_size: int, steps: int, seed: Any = 0) -> Codes:
+    """Lays sentences end to end in B streams of about one length, and cuts them into calls.
+
+    The longest are dealt first, each to the shortest stream, so how many calls there are depends
+    on the sentences alone; within a stream they are then shuffled. Nothing is padded but the
+    streams' ends, and one program serves all calls. A sentence may go on in the next call.
 
     Args:
-        sentences: all that will be seen, training and test.
-        count: how many lengths at most.
+        sentences: codes, each [n].
+        batch_size: B.
+        steps: T.
+        seed: fixes the order; one for each epoch.
 
     Returns:
-        Multiples of 8, ascending: one that holds all, and others, each in its turn the one that
-        saves most.
+        `Codes` of [C, B, T].
 
     Raises:
-        ValueError: if `count` is not positive.
+        ValueError: if B or T is less than 1, or there are fewer sentences than streams.
 
     Example:
-        >>> widths([np.zeros(n) for n in range(2, 100)], count=3)
-        (32, 56, 104)
+        >>> codes = streams([np.array([1, 2, 3, 4]), np.array([5, 6])], 2, 3)
+        >>> codes.target.tolist(), codes.last.tolist()
+        ([[[1, 2, 3], [5, 6, -1]], [[4, -1, -1], [-1, -1, -1]]],
+         [[[-1, 1, 2], [-1, 5, -1]], [[3, -1, -1], [-1, -1, -1]]])
     """
-    if count < 1:
-        raise ValueError(f"count must be at least 1; got {count}.")
-    rounded = [-(-len(sentence) // 8) * 8 for sentence in sentences]
-    sizes, times = np.unique(rounded, return_counts=True)
-
-    def steps(chosen: list[int]) -> int:
-        ascending = np.sort(chosen)
-        return int(np.sum(ascending[np.searchsorted(ascending, sizes)] * times))
-
-    chosen = [int(sizes[-1])]
-    for _ in range(min(count, len(sizes)) - 1):
-        chosen.append(min(sizes.tolist(), key=lambda size: steps([*chosen, size])))
-    return tuple(sorted(chosen))
-
-
-def batches(
-    sentences: Sequence[np.ndarray],
-    batch_size: int,
-    widths: Sequence[int],
-    seed: int | None = None,
-) -> Iterator[np.ndarray]:
-    """All sentences once, in batches of sentences of similar length.
-
-    Args:
-        sentences: codes.
-        batch_size: B.
-        widths: the lengths that batches may have; see `widths`.
-        seed: fixes a random order of the sentences of a width, and of the batches; give each epoch
-            its own. None for the order they have, short ones first.
-
-    Yields:
-        Codes [B, T] int32, T one of the widths, -1 after the end of a sentence; the last batch of
-        a width is filled up with rows of -1, which count nothing.
-
-    Raises:
-        ValueError: if a sentence is longer than the last width, or `batch_size` not positive.
-    """
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1; got {batch_size}.")
-    lengths = np.array([len(sentence) for sentence in sentences])
-    if lengths.max() > max(widths):
-        raise ValueError(
-            f"widths must reach {lengths.max()}, the longest sentence; got {tuple(widths)}. Take "
-            "those of all sentences, test and validation too."
-        )
-    rng = None if seed is None else np.random.default_rng(seed)
-    width_of = np.searchsorted(np.sort(widths), lengths)
-    planned = []
-    for k, width in enumerate(sorted(widths)):
-        members = np.flatnonzero(width_of == k)
-        if rng is not None:
-            rng.shuffle(members)
-        planned += [
-            (width, members[at : at + batch_size]) for at in range(0, len(members), batch_size)
-        ]
-    for i in range(len(planned)) if rng is None else rng.permutation(len(planned)):
-        width, members = planned[i]
-        codes = np.full((batch_size, width), -1, np.int32)
-        for row, member in enumerate(members):
-            codes[row, : lengths[member]] = sentences[member]
-        yield codes
+    for name, value in (("batch_size", batch_size), ("steps", steps)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1; got {value}.")
+    if len(sentences) < batch_size:
+        raise ValueError(f"{len(sentences)} sentences cannot fill {batch_size} streams.")
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(len(sentences))
+    order = order[np.argsort([-len(sentences[i]) for i in order], kind="stable")]
+    shortest = [(0, b) for b in range(batch_size)]
+    rows: list[list[np.ndarray]] = [[] for _ in shortest]
+    for i in order:
+        length, b = heapq.heappop(shortest)
+        rows[b].append(sentences[i])
+        heapq.heappush(shortest, (length + len(sentences[i]), b))
+    calls = -(-max(shortest)[0] // steps)
+    target = np.full((batch_size, calls * steps), -1, np.int32)
+    last = target.copy()
+    for b, row in enumerate(rows):
+        at = 0
+        for k in rng.permutation(len(row)):
+            end = at + len(row[k])
+            target[b, at:end], last[b, at + 1 : end] = row[k], row[k][:-1]
+            at = end
+    cut = (a.reshape(batch_size, calls, steps).swapaxes(0, 1) for a in (target, last))
+    return Codes(*cut)

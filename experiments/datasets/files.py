@@ -30,6 +30,11 @@ class Source(NamedTuple):
     builder: str | None = None
 
 
+def root_of(data_dir: Path | None) -> Path | None:
+    """The folder of the user's data: that one, or what LOCALGRAD_DATA names, or none."""
+    return data_dir or (Path(os.environ[VARIABLE]) if os.environ.get(VARIABLE) else None)
+
+
 def locate(source: Source, data_dir: Path | None, download: bool) -> list[Path] | None:
     """Finds the files of a data set.
 
@@ -45,7 +50,7 @@ def locate(source: Source, data_dir: Path | None, download: bool) -> list[Path] 
     Raises:
         FileNotFoundError: if a file is missing and there is nobody to ask.
     """
-    root = data_dir or (Path(os.environ[VARIABLE]) if os.environ.get(VARIABLE) else None)
+    root = root_of(data_dir)
     missing = [*source.files]
     if root is not None:
         folder = root / source.folder

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments.claims import Claim
-from experiments.datasets import folder_of
+from experiments.datasets import root_of
 
 
 class Found(NamedTuple):
@@ -27,4 +27,4 @@ def best_source(named: str | None, data_dir: Path | None, real: str, default: st
     """The source that is named, or the real one if there is a folder of data, or the default."""
     if named is not None:
         return named
-    return default if folder_of(data_dir) is None else real
+    return default if root_of(data_dir) is None else real

@@ -21,6 +21,7 @@ import optax
 import orbax.checkpoint as ocp
 
 import localgrad
+from experiments.datasets import scored
 from experiments.ptncn.problems import Problem
 from experiments.ptncn.rows import Row, parameters_of, units_for
 from experiments.train import one_by_one
@@ -136,12 +137,6 @@ def make_learner(row: Row, problem: Problem, budget: int) -> Learner:
         init=init,
         advance=jax.jit(jax.vmap(advance)),
     )
-
-
-def scored(batch: localgrad.Batch) -> jax.Array:
-    """The mask without the first step of each sequence, which follows from nothing."""
-    mask = jnp.ones(batch.targets.shape[:2]) if batch.mask is None else batch.mask
-    return mask if batch.reset is None else jnp.where(batch.reset, 0, mask)
 
 
 def make_score(

@@ -5,7 +5,6 @@ Letters: B streams, T steps of a call, D numbers of a frame or symbols, C calls 
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -15,7 +14,7 @@ import numpy as np
 import optax
 
 import localgrad
-from experiments.datasets import Text, Video, next_frames, next_symbols
+from experiments.datasets import Text, Video, next_frames, next_symbols, streams, subset
 
 LEAST = 0.01  # what a linear output is taken for at least, where a probability is asked for
 
@@ -116,7 +115,7 @@ def of_video(
     def expand(piece: jax.Array) -> localgrad.Batch:
         keyed = jnp.issubdtype(piece.dtype, jax.dtypes.prng_key)
         frames = video.sample(piece, batch_size) if keyed else piece
-        return begun(next_frames(frames))
+        return next_frames(frames)
 
     chosen = make(jax.random.fold_in(jax.random.key(0), 2**31 - 2), valid)
     return Problem(
@@ -131,30 +130,14 @@ def of_video(
     )
 
 
-def begun(batch: localgrad.Batch) -> localgrad.Batch:
-    """A batch whose first step begins a sequence."""
-    shape = batch.targets.shape[:2]
-    return batch._replace(reset=jnp.zeros(shape, bool).at[:, 0].set(True))
-
-
-class Piece(NamedTuple):
-    """A call's share of streams of sentences.
-
-    Attributes:
-        codes: [B, T] what is to be predicted; -1 where a stream has ended.
-        last: [B, T] the symbol before; -1 at the first of a sentence.
-    """
-
-    codes: np.ndarray
-    last: np.ndarray
-
-
 def of_text(
     text: Text,
     batch_size: int,
     steps: int,
     sentences: int | None = None,
-    scored: int | None = None,
+    tested: int | None = None,
+    valid: int = 400,
+    scored: int = 200,
 ) -> tuple[Problem, Sequence[np.ndarray]]:
     """Symbols of sentences, laid end to end in B streams; an epoch shows each sentence once.
 
@@ -163,75 +146,23 @@ def of_text(
         batch_size: B.
         steps: T, of a call.
         sentences: how many, of the training set, drawn once; None for all.
-        scored: the first so many of the test set; None for all.
+        tested: the first so many of the test set; None for all.
+        valid: the first so many of the validation set, at most.
+        scored: streams that are scored at a time.
 
     Returns:
         The problem, and the sentences to learn from.
     """
-    chosen = text.train
-    if sentences is not None and sentences < len(chosen):
-        picked = np.random.default_rng(0).permutation(len(chosen))[:sentences]
-        chosen = tuple(chosen[i] for i in picked)
-
-    def draw(seed: int, epoch: int) -> Piece:
-        return streams(chosen, batch_size, steps, (seed, epoch))
-
-    def expand(piece: Piece) -> localgrad.Batch:
-        batch = next_symbols(jnp.asarray(piece.codes), len(text.symbols))
-        inputs = jax.nn.one_hot(piece.last, len(text.symbols))  # of -1: zeros
-        first = (jnp.asarray(piece.last) < 0) & (jnp.asarray(piece.codes) >= 0)
-        return batch._replace(inputs=inputs, reset=first)
-
+    chosen = subset(text.train, sentences, seed=0)
+    symbols = len(text.symbols)
     problem = Problem(
         name=text.name,
         outputs=SYMBOLS,
-        size=len(text.symbols),
+        size=symbols,
         batch_size=batch_size,
-        draw=draw,
-        expand=expand,
-        valid=streams(text.valid[:scored][:400], 4 * batch_size, steps),
-        test=streams(text.test[:scored], 4 * batch_size, steps),
+        draw=lambda seed, epoch: streams(chosen, batch_size, steps, (seed, epoch)),
+        expand=lambda codes: next_symbols(codes, symbols),
+        valid=streams(subset(text.valid, min(valid, len(text.valid))), scored, steps),
+        test=streams(subset(text.test, tested), scored, steps),
     )
     return problem, chosen
-
-
-def streams(sentences: Sequence[np.ndarray], batch_size: int, steps: int, seed: Any = 0) -> Piece:
-    """Lays sentences end to end in B streams of about one length, and cuts them into calls.
-
-    The longest come first, each to the shortest stream: how many calls there are depends on the
-    sentences alone. Within a stream they are then shuffled.
-
-    Args:
-        sentences: codes, each [n].
-        batch_size: B.
-        steps: T.
-        seed: fixes the order.
-
-    Returns:
-        `Piece` of [C, B, T].
-
-    Example:
-        >>> piece = streams([np.array([1, 2, 3]), np.array([4, 5])], 1, 4)
-        >>> piece.codes.tolist(), piece.last.tolist()
-        ([[[4, 5, 1, 2]], [[3, -1, -1, -1]]], [[[-1, 4, -1, 1]], [[2, -1, -1, -1]]])
-    """
-    rng = np.random.default_rng(seed)
-    order = rng.permutation(len(sentences))
-    order = order[np.argsort([-len(sentences[i]) for i in order], kind="stable")]
-    lengths = [(0, b) for b in range(batch_size)]
-    rows: list[list[np.ndarray]] = [[] for _ in lengths]
-    for i in order:
-        length, b = heapq.heappop(lengths)
-        rows[b].append(sentences[i])
-        heapq.heappush(lengths, (length + len(sentences[i]), b))
-    calls = -(-max(lengths)[0] // steps)
-    codes = np.full((batch_size, calls * steps), -1, np.int32)
-    last = codes.copy()
-    for b, row in enumerate(rows):
-        at = 0
-        for k in rng.permutation(len(row)):
-            end = at + len(row[k])
-            codes[b, at:end], last[b, at + 1 : end] = row[k], row[k][:-1]
-            at = end
-    cut = (a.reshape(batch_size, calls, steps).swapaxes(0, 1) for a in (codes, last))
-    return Piece(*cut)

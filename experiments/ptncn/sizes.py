@@ -20,8 +20,8 @@ class Size(NamedTuple):
         steps: T, of a call on text.
         pool: by which glyphs of 28 x 28 pixels are made smaller.
         tested: videos to report.
-        scored: videos scored at a time.
-        scored_sentences: of the test text; None for all.
+        scored: videos, or streams of text, scored at a time.
+        tested_sentences: of the test text; None for all.
     """
 
     text_units: int
@@ -34,7 +34,7 @@ class Size(NamedTuple):
     pool: int
     tested: int
     scored: int
-    scored_sentences: int | None = None
+    tested_sentences: int | None = None
 
 
 SIZES: dict[SizeName, Size] = {

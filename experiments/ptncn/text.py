@@ -27,9 +27,14 @@ def run(config: Any, source: str, folder: Path) -> Found:
     size = config.sized
     text = read(source, config.data_dir, download=config.download)
     problem, learned = of_text(
-        text, size.batch_size, size.steps, size.sentences, size.scored_sentences
+        text,
+        size.batch_size,
+        size.steps,
+        size.sentences,
+        size.tested_sentences,
+        scored=size.scored,
     )
-    floors = symbol_floors(learned, text.test[: size.scored_sentences], len(text.symbols))._asdict()
+    floors = symbol_floors(learned, text.test[: size.tested_sentences], len(text.symbols))._asdict()
     _, outcomes = standings.compete(
         problem,
         config.rows,

@@ -19,19 +19,19 @@ import pytest
 import localgrad
 from experiments.datasets import (
     GLYPHS,
+    Codes,
     Glyphs,
-    batches,
     bouncing,
     glyphs,
     next_frames,
     next_symbols,
     of_classes,
     scored,
+    streams,
     subset,
     symbol_floors,
     text,
     video_floors,
-    widths,
 )
 from experiments.datasets.bouncing import film, trajectory
 from experiments.datasets.files import read_idx
@@ -343,34 +343,30 @@ def ragged(count, seed=0, most=50):
     return [rng.integers(0, 7, n).astype(np.int32) for n in rng.integers(2, most, count)]
 
 
-@pytest.mark.parametrize("seed", [None, 0])
-def test_batches_hold_every_sentence_once(seed):
+@pytest.mark.parametrize(("batch_size", "steps"), [(1, 7), (6, 10), (83, 50)])
+def test_streams_hold_every_sentence_once(batch_size, steps):
     sentences = ragged(83)
-    sizes = widths(sentences, 3)
-    made = list(batches(sentences, 10, sizes, seed))
-    assert {codes.shape for codes in made} <= {(10, size) for size in sizes}
-    rows = [row for codes in made for row in codes if row[0] >= 0]
-    found = [row[: (row >= 0).sum()].tobytes() for row in rows]
-    assert collections.Counter(found) == collections.Counter(s.tobytes() for s in sentences)
-    for row in rows:  # the smallest width that holds it; nothing after its end
+    codes = streams(sentences, batch_size, steps, seed=3)
+    assert codes.target.shape == codes.last.shape == (len(codes.target), batch_size, steps)
+    target, last = (np.moveaxis(a, 0, 1).reshape(batch_size, -1) for a in codes)
+    found = []
+    for row, before in zip(target, last, strict=True):
         length = (row >= 0).sum()
-        assert (row[length:] == -1).all() and len(row) == min(s for s in sizes if s >= length)
+        assert (row[length:] == -1).all() and (before[length:] == -1).all()
+        starts = np.flatnonzero(before[:length] == -1)
+        for sentence in np.split(np.arange(length), starts[1:]):
+            np.testing.assert_array_equal(before[sentence[1:]], row[sentence[:-1]])
+            found.append(row[sentence].tobytes())
+    assert collections.Counter(found) == collections.Counter(s.tobytes() for s in sentences)
+    total, longest = sum(map(len, sentences)), max(map(len, sentences))
+    assert len(target[0]) < max(total / batch_size + steps + 2, longest + steps)
 
 
-def test_batches_are_shuffled_by_seed():
-    sentences = ragged(40)
-    sizes = widths(sentences)
-    order = lambda seed: [c.tobytes() for c in batches(sentences, 4, sizes, seed)]  # noqa: E731
-    assert order(1) == order(1) != order(2)
-    plain = np.concatenate(list(batches(sentences, 4, (64,))))
-    for row, sentence in zip(plain, sentences, strict=True):
-        np.testing.assert_array_equal(row[: len(sentence)], sentence)
-
-
-def test_widths_save_steps():
-    sentences = [np.zeros(n, np.int32) for n in [5] * 50 + [20] * 30 + [21] + [100]]
-    assert widths(sentences, 1) == (104,)
-    assert widths(sentences, 3) == widths(sentences, 9) == (8, 24, 104)
+def test_streams_are_shuffled_by_seed_and_as_long_under_any():
+    sentences = ragged(60)
+    one, again, other = (streams(sentences, 4, 9, seed) for seed in ((0, 1), (0, 1), (0, 2)))
+    np.testing.assert_array_equal(one.target, again.target)
+    assert one.target.shape == other.target.shape and (one.target != other.target).any()
 
 
 def test_subset_is_fixed_and_without_repeats():
@@ -383,12 +379,14 @@ def test_subset_is_fixed_and_without_repeats():
 
 
 def test_next_symbols_by_hand():
-    codes = jnp.array([[2, 0, 1], [1, 2, -1]])
+    codes = Codes(np.array([[2, 0, 1], [1, 2, -1]]), np.array([[-1, 2, 0], [0, -1, -1]]))
     batch = jax.jit(lambda codes: next_symbols(codes, 3))(codes)
     np.testing.assert_array_equal(batch.targets[0], np.eye(3)[[2, 0, 1]])
     np.testing.assert_array_equal(batch.inputs[0], [[0, 0, 0], [0, 0, 1], [1, 0, 0]])
+    np.testing.assert_array_equal(batch.inputs[1], [[1, 0, 0], [0, 0, 0], [0, 0, 0]])
     np.testing.assert_array_equal(batch.mask, [[1, 1, 1], [1, 1, 0]])
-    np.testing.assert_array_equal(scored(batch), [[0, 1, 1], [0, 1, 0]])
+    np.testing.assert_array_equal(batch.reset, [[True, False, False], [False, True, False]])
+    np.testing.assert_array_equal(scored(batch), [[0, 1, 1], [1, 0, 0]])
     frames = jnp.arange(12.0).reshape(1, 3, 2, 2)
     assert next_frames(frames).targets.tolist() == frames.reshape(1, 3, 4).tolist()
     np.testing.assert_array_equal(scored(next_frames(frames)), [[0, 1, 1]])
@@ -396,9 +394,9 @@ def test_next_symbols_by_hand():
 
 def test_a_ptncn_takes_them():
     """It knows nothing of the first symbol, is corrected by it, and learns."""
-    codes = next(batches(ragged(8, most=9), 8, (8,)))
+    codes = jax.tree.map(lambda a: a[0], streams(ragged(8, most=9), 8, 8))
     model = localgrad.PTNCN((6, 5), 7)
-    batch = next_symbols(jnp.asarray(codes), 7)
+    batch = next_symbols(codes, 7)
     carry = model.initialize_carry(jax.random.key(0), (8, 7))
     params = model.init(jax.random.key(1), carry, batch.inputs[:, 0])["params"]
     loss = localgrad.categorical_cross_entropy
@@ -490,12 +488,8 @@ def test_copying_beats_the_mean_for_slow_glyphs():
             r"canvas must hold a glyph of \(8, 8\) pixels; got \(8, 7\)",
         ),
         (lambda: subset(ragged(3), 4), r"count must lie in 1\.\.3, the sentences; got 4"),
-        (lambda: widths(ragged(3), 0), "count must be at least 1; got 0"),
-        (lambda: next(batches(ragged(3), 0, (64,))), "batch_size must be at least 1; got 0"),
-        (
-            lambda: next(batches([np.zeros(9)], 2, (4, 8))),
-            r"widths must reach 9, the longest sentence; got \(4, 8\)",
-        ),
+        (lambda: streams(ragged(3), 0, 9), "batch_size must be at least 1; got 0"),
+        (lambda: streams(ragged(3), 4, 9), "3 sentences cannot fill 4 streams"),
         (lambda: video_floors(0, 0, clip=0.5), "clip must lie between 0 and 1/2; got 0.5"),
     ],
 )
