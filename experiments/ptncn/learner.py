@@ -277,7 +277,7 @@ def fitted(learner: Learner, run: Run, score: Any, epochs: int) -> Run:
 
     def batches(seed: int) -> Iterator[localgrad.Batch]:
         for epoch in range(epochs):
-            pieces = problem.draw(seed, epoch)
+            pieces = problem.whole(problem.draw(seed, epoch))
             for c in range(len(jax.tree.leaves(pieces)[0])):
                 batch = expand(jax.tree.map(operator.itemgetter(c), pieces))
                 yield batch._replace(mask=scored(batch))

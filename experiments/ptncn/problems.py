@@ -73,6 +73,7 @@ class Problem(NamedTuple):
         draw: `(seed, epoch) -> pieces [C, ...]` to learn from.
         expand: `piece -> Batch`, which marks by `reset` where a sequence begins. Its first step is
             shown and not scored.
+        whole: `pieces [C, ...] -> pieces` of which each begins where its sequences begin.
         valid: pieces to choose by, [C, ...].
         test: pieces to report, [C, ...].
     """
@@ -83,6 +84,7 @@ class Problem(NamedTuple):
     batch_size: int
     draw: Callable[[int, int], Any]
     expand: Callable[[Any], localgrad.Batch]
+    whole: Callable[[Any], Any]
     valid: Any
     test: Any
 
@@ -125,6 +127,7 @@ def of_video(
         batch_size=batch_size,
         draw=draw,
         expand=expand,
+        whole=lambda keys: keys,
         valid=chosen.reshape(-1, scored, *video.shape),
         test=video.test.reshape(-1, scored, *video.shape),
     )
@@ -162,7 +165,13 @@ def of_text(
         batch_size=batch_size,
         draw=lambda seed, epoch: streams(chosen, batch_size, steps, (seed, epoch)),
         expand=lambda codes: next_symbols(codes, symbols),
+        whole=lambda codes: jax.tree.map(_end_to_end, codes),
         valid=streams(subset(text.valid, min(valid, len(text.valid))), scored, steps),
         test=streams(subset(text.test, tested), scored, steps),
     )
     return problem, chosen
+
+
+def _end_to_end(a: np.ndarray) -> np.ndarray:
+    """Calls [C, B, T] as one call [1, B, C T]."""
+    return np.moveaxis(a, 0, 1).reshape(1, a.shape[1], -1)
