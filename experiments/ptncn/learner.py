@@ -201,13 +201,13 @@ def learned(
     score = make_score(learner)
     problem, row = learner.problem, learner.row
     keys = jax.random.split(jax.random.key(0), seeds)
-    run, done = learner.init(keys), Progress()
+    run = learner.init(keys)
     if row.rule is None:
-        run, done = fitted(learner, run, score, epochs), Progress(row.rates[0], {}, [], 0.0)
-        done.valid.append(score(run.params, problem.valid)[:, -1].tolist())
+        run = fitted(learner, run, score, epochs)
+        done = Progress(row.rates[0], {}, [score(run.params, problem.valid)[:, -1].tolist()])
     elif folder is not None and (folder / "progress.json").exists():
         run, done = restore(folder, run)
-    if done.rate is None:
+    else:
         done = choose(learner, run, score)
         tick()
     rates = jnp.full(seeds, done.rate)
@@ -224,7 +224,7 @@ def learned(
     return Outcome(
         units=learner.units,
         parameters=learner.parameters,
-        rate=done.rate or math.nan,
+        rate=done.rate,
         tried=done.tried,
         valid=np.array(done.valid).T,
         test=frames[:, -1],
@@ -238,15 +238,15 @@ class Progress(NamedTuple):
     """How far a row is.
 
     Attributes:
-        rate: the learning rate, once it is chosen.
+        rate: the learning rate.
         tried: by learning rate, the score on `valid` after an epoch.
         valid: [epochs + 1][S].
         seconds: of the last epoch.
     """
 
-    rate: float | None = None
-    tried: dict[float, float] = {}
-    valid: list[list[float]] = []
+    rate: float
+    tried: dict[float, float]
+    valid: list[list[float]]
     seconds: float = 0.0
 
 

@@ -113,7 +113,7 @@ def _rivals(name: str, label: str, cell: Callable[[int], Any]) -> dict[str, Row]
     }
 
 
-reservoir = over(lambda units: localgrad.ReservoirCell(units, leak=0.5, spectral_radius=0.9))
+reservoir = over(lambda units: localgrad.ReservoirCell(units, alpha=0.5, spectral_radius=0.9))
 
 ROWS: dict[str, Row] = {
     "ptncn": Row("P-TNCN, LRA", ptncn, _aligned, 1, nesterov, NESTEROV, "predictions", 2),

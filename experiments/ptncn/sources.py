@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -40,7 +41,7 @@ def problem_of(video: Video, size: Size) -> Problem:
     return of_video(video, size.batch_size, size.sequences, size.scored, size.scored)
 
 
-def load(name: str, data_dir: Path | None, download: bool, size: Size) -> Glyphs:
+def load(name: Any, data_dir: Path | None, download: bool, size: Size) -> Glyphs:
     """Glyphs by name, as large as the size says."""
     return pooled(glyphs(name, data_dir, download=download), size.pool)
 

@@ -22,7 +22,7 @@ def source_of(config: Any) -> str:
     return best_source(config.source, config.data_dir, "ptb", "manual")
 
 
-def run(config: Any, source: str, folder: Path) -> Found:
+def run(config: Any, source: Any, folder: Path) -> Found:
     """Trains all rows on a text."""
     size = config.sized
     text = read(source, config.data_dir, download=config.download)
