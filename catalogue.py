@@ -1,7 +1,7 @@
 """The catalogue: every rule with its traits, as the tests, benchmarks and experiments read them.
 
 A new rule enters by its module, a line of `localgrad/__init__.py`, and a row of `RULES`; one that
-trains a model of its own alone, by a line of `OWN_MODEL`.
+cannot have a row, by a line of `APART`.
 """
 
 from __future__ import annotations
@@ -139,6 +139,12 @@ RULES: dict[str, Rule] = {
     ),
 }
 
-OWN_MODEL: dict[str, Callable[..., localgrad.LearningRule]] = {"lra": localgrad.lra}
-"""Rules that train one kind of model alone, and so have no row: a row is tried on every model, and
-none of the table's corrects its states. Their tests lie in `tests/rules`."""
+APART: dict[str, tuple[Callable[..., localgrad.LearningRule], str]] = {
+    "lra": (
+        localgrad.lra,
+        "it trains a PTNCN alone, and no model of the table corrects its states",
+    ),
+    "force": (localgrad.force, "its updates depend on all that it saw, and so do not add up"),
+}
+"""Rules that have no row, and why: a row is tried on every model, and its updates with the same
+parameters are added up over the pieces of a stream. Their tests lie in `tests/rules`."""

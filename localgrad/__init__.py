@@ -4,6 +4,7 @@ from localgrad.cells.diagonal import LRUCell
 from localgrad.cells.leaky import LeakyCell
 from localgrad.cells.ptncn import PTNCN
 from localgrad.cells.rate import RateCell
+from localgrad.cells.reservoir import ReservoirCell
 from localgrad.cells.spiking import ALIFCell, LIFCell
 from localgrad.core.contract.rule import Batch, LearningRule
 from localgrad.core.model.modules import from_nnx
@@ -11,9 +12,11 @@ from localgrad.core.model.network import Network
 from localgrad.core.passes.rates import FiringRate
 from localgrad.diagnostics import Alignment, compare, summary
 from localgrad.losses import binary_cross_entropy, categorical_cross_entropy
+from localgrad.ridge import fit_ridge
 from localgrad.rules.backprop import bptt, tbptt
 from localgrad.rules.deep import deep_eprop
 from localgrad.rules.eligibility import eprop, rflo, snap
+from localgrad.rules.force import force
 from localgrad.rules.influence import rtrl
 from localgrad.rules.lra import lra
 from localgrad.rules.readout import readout_only
@@ -31,6 +34,7 @@ __all__ = [
     "Network",
     "PTNCN",
     "RateCell",
+    "ReservoirCell",
     "binary_cross_entropy",
     "bptt",
     "categorical_cross_entropy",
@@ -38,6 +42,8 @@ __all__ = [
     "deep_eprop",
     "eprop",
     "evaluate",
+    "fit_ridge",
+    "force",
     "from_nnx",
     "learn",
     "lra",

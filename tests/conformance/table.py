@@ -11,6 +11,10 @@ vmap, memory, refusals; and in `tests/multidevice/test_layers.py`. Two do not ap
 of a batch's sum, so a mean of the devices' means is no mean of the whole (with
 `update_radius=None` it is); and a step of weight 0 is not only not learnt from but not observed, so
 it does change the states that follow.
+
+`force` has none either: what it learns from a step depends on all it saw before, so that its
+updates with the same parameters do not add up over the pieces of a stream. What it keeps instead,
+and the rest of what a row is held to, lies in `tests/rules/test_force.py`.
 """
 
 from __future__ import annotations
