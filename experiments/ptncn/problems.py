@@ -14,7 +14,7 @@ import numpy as np
 import optax
 
 import localgrad
-from experiments.datasets import Text, Video, next_frames, next_symbols, streams, subset
+from experiments.datasets import Codes, Text, Video, next_frames, next_symbols, streams, subset
 
 LEAST = 0.01  # what a linear output is taken for at least, where a probability is asked for
 
@@ -151,13 +151,17 @@ def of_text(
         sentences: how many, of the training set, drawn once; None for all.
         tested: the first so many of the test set; None for all.
         valid: the first so many of the validation set, at most.
-        scored: streams that are scored at a time.
+        scored: streams that are scored at a time, at most.
 
     Returns:
         The problem, and the sentences to learn from.
     """
     chosen = subset(text.train, sentences, seed=0)
     symbols = len(text.symbols)
+    def held_out(sentences: Sequence[np.ndarray], count: int | None) -> Codes:
+        some = subset(sentences, None if count is None else min(count, len(sentences)))
+        return streams(some, min(scored, len(some)), steps)
+
     problem = Problem(
         name=text.name,
         outputs=SYMBOLS,
@@ -166,8 +170,8 @@ def of_text(
         draw=lambda seed, epoch: streams(chosen, batch_size, steps, (seed, epoch)),
         expand=lambda codes: next_symbols(codes, symbols),
         whole=lambda codes: jax.tree.map(_end_to_end, codes),
-        valid=streams(subset(text.valid, min(valid, len(text.valid))), scored, steps),
-        test=streams(subset(text.test, tested), scored, steps),
+        valid=held_out(text.valid, valid),
+        test=held_out(text.test, tested),
     )
     return problem, chosen
 

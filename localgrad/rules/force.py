@@ -108,7 +108,7 @@ def force(
             carry. B for *streaming*: B parallel streams whose carry persists from call
             to call.
         window: steps processed together inside a call; memory grows with it, never with T, and the
-            numbers do not depend on it. None picks about M / B.
+            numbers do not depend on it. None picks a size.
         example: one time step's inputs without the batch axis (array or `ShapeDtypeStruct`). Needed
             by `init` only if no Dense or Embed layer takes the input as it is.
 
@@ -183,10 +183,10 @@ def _blank(params: Leaves) -> jax.Array:
 
 
 def _default_window(stack: Stack, params: Leaves, steps: int, alone: bool) -> int:
-    """About as many rows as regressors: more cost more than they save."""
+    """Some fewer rows than regressors: more cost more than they save."""
     del alone
     examples = jax.tree.leaves(stack.initial)[0].shape[0]
-    return even_window(steps, min(128, max(1, shape_of(params)[0] // examples)))
+    return even_window(steps, min(128, max(1, shape_of(params)[0] // (4 * examples))))
 
 
 def _process(options: Options, frame: Frame, state: ForceState, window: Window) -> tuple:
@@ -200,7 +200,7 @@ def _process(options: Options, frame: Frame, state: ForceState, window: Window) 
 
     xs = regressors("force", frame.params, ran.tapes[-1].ys, dtype)
     counts, kept = _counts(options.forgetting, window.weight, xs)
-    root = _held(options.ridge, state.root / jnp.sqrt(kept))
+    root = _faded(options.ridge, state.root, kept)
     made = jnp.matmul(xs, state.learnt, precision="highest")
     owed = counts[..., None] * (errors.astype(dtype) - made)
     root, change = absorbed(root, merge_steps(counts[..., None] * xs), merge_steps(owed))
@@ -221,18 +221,18 @@ def _summed(loss: Loss) -> Loss:
 def _counts(
     forgetting: float, weight: jax.Array | None, xs: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """The root of what each row counts at the window's end [W, B], and what counts of the past."""
+    """The root of what each row counts at the window's end [W, B], and how much the past does."""
     weight = jnp.ones(xs.shape[:2], xs.dtype) if weight is None else weight.astype(xs.dtype)
     seen = jnp.cumsum(jnp.any(weight != 0, axis=1)).astype(xs.dtype)
     left = jnp.asarray(forgetting, xs.dtype) ** (seen[-1] - seen)
     return jnp.sqrt(left[:, None] * weight), jnp.asarray(forgetting, xs.dtype) ** seen[-1]
 
 
-def _held(ridge: float, root: jax.Array) -> jax.Array:
-    """A root whose rows are no longer than what they began with over the rounding."""
+def _faded(ridge: float, root: jax.Array, kept: jax.Array) -> jax.Array:
+    """The root when the past counts less; no row grows beyond its first size over the rounding."""
     most = ridge**-0.5 / jnp.finfo(root.dtype).eps
     size = jnp.sqrt(jnp.sum(root * root, axis=1, keepdims=True))
-    return root * jnp.minimum(1, most / size)
+    return root * jnp.minimum(1 / jnp.sqrt(kept), most / size)
 
 
 def absorbed(root: jax.Array, rows: jax.Array, owed: jax.Array) -> tuple[jax.Array, jax.Array]:
