@@ -158,6 +158,7 @@ def of_text(
     """
     chosen = subset(text.train, sentences, seed=0)
     symbols = len(text.symbols)
+
     def held_out(sentences: Sequence[np.ndarray], count: int | None) -> Codes:
         some = subset(sentences, None if count is None else min(count, len(sentences)))
         return streams(some, min(scored, len(some)), steps)
