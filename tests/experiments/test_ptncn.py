@@ -1,0 +1,223 @@
+"""The experiment with P-TNCN: fair rivals, scores that a plain loop gives too, runs that go on."""
+
+import functools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from experiments import ptncn
+from experiments.__main__ import main
+from experiments.claims import Claim
+from experiments.datasets import Text, bouncing, glyphs
+from experiments.ptncn.continual import Kept
+from experiments.ptncn.found import best_source
+from experiments.ptncn.learner import drawn, learned, make_learner, make_score
+from experiments.ptncn.problems import of_text, of_video
+from experiments.ptncn.rows import ROWS, parameters_of, units_for
+from experiments.ptncn.sources import canvas_for, halves, pooled
+
+SYMBOLS = 5
+
+
+@functools.cache
+def problem(steps=7):
+    """Sentences that count upwards, some longer than a call."""
+    rng = np.random.default_rng(0)
+    sentences = tuple(
+        ((rng.integers(SYMBOLS) + np.arange(n)) % SYMBOLS).astype(np.int32)
+        for n in rng.integers(2, 20, 40)
+    )
+    text = Text("counting", tuple("abcde"), sentences[:24], sentences[24:32], sentences[32:])
+    return of_text(text, 4, steps, scored=3)[0], text
+
+
+def test_all_rivals_have_no_more_parameters_and_nearly_as_many():
+    counted, _ = problem()
+    for name, row in ROWS.items():
+        units = units_for(row, counted, 3000)
+        found, more = (
+            parameters_of(row.model(n, counted.size, counted.outputs), counted.size)
+            for n in (units, units + 1)
+        )
+        assert found <= 3000 < more, name
+
+
+def test_rtrl_gets_as_many_units_as_its_room_allows():
+    counted, _ = problem()
+    row = ROWS["gru_rtrl"]._replace(room=2e6)
+    units = units_for(row, counted, 100_000)
+    per_stream = units * 3 * (units * units + units * SYMBOLS)  # and fewer for the biases
+    assert 0.7 * 2e6 < 4 * counted.batch_size * per_stream <= 2e6
+
+
+@pytest.mark.parametrize("name", ["lstm_bptt", "ptncn"])
+def test_a_score_is_the_mean_over_sentences_read_one_by_one(name):
+    counted, text = problem()
+    learner = make_learner(ROWS[name], counted, 400)
+    run = learner.init(jax.random.split(jax.random.key(0), 2))
+    found = make_score(learner)(run.params, jax.tree.map(jnp.asarray, counted.test))[:, -1]
+    for seed in range(2):
+        params = jax.tree.map(lambda a, seed=seed: a[seed], run.params)
+        nats = []
+        for sentence in text.test:
+            carry = learner.model.initialize_carry(jax.random.key(0), (1, SYMBOLS))
+            x = jnp.zeros((1, SYMBOLS))
+            for t, symbol in enumerate(sentence):
+                carry, y = learner.model.apply({"params": params}, carry, x)
+                p = y if name == "ptncn" else jax.nn.softmax(y)
+                x = jax.nn.one_hot(jnp.array([symbol]), SYMBOLS)
+                if name == "ptncn":
+                    carry = learner.model.apply({"params": params}, carry, x, method="observe")
+                if t:
+                    nats.append(-np.log(p[0, symbol]))
+        np.testing.assert_allclose(found[seed], np.mean(nats) / np.log(2), rtol=1e-5)
+
+
+def test_a_run_that_was_interrupted_goes_on_as_if_it_had_not_been(tmp_path):
+    counted, _ = problem()
+    learner = make_learner(ROWS["ptncn"], counted, 400)
+    ticks = []
+    whole = learned(learner, 3, 2, lambda: ticks.append(1))
+    learned(learner, 2, 2, lambda: None, tmp_path)
+    again = []
+    resumed = learned(learner, 3, 2, lambda: again.append(1), tmp_path)
+    assert len(ticks) == 4 and len(again) == 1
+    np.testing.assert_array_equal(resumed.valid, whole.valid)
+    np.testing.assert_array_equal(resumed.test, whole.test)
+    assert resumed.tried == whole.tried and resumed.rate == whole.rate
+    assert whole.test.std() > 0, "seeds differ"
+
+
+def test_the_learning_rate_is_the_best_after_an_epoch():
+    counted, _ = problem()
+    outcome = learned(make_learner(ROWS["gru_bptt"], counted, 400), 1, 2, lambda: None)
+    assert set(outcome.tried) == set(ROWS["gru_bptt"].rates)
+    assert outcome.rate == min(outcome.tried, key=lambda rate: outcome.tried[rate])
+
+
+def test_a_fitted_readout_is_better_than_a_drawn_one_and_serves_whole_sentences():
+    counted, _ = problem()
+    outcome = learned(make_learner(ROWS["esn_ridge"], counted, 2000), 1, 2, lambda: None)
+    assert outcome.test.max() < 0.3, "counting is easy, but not across the edges of calls"
+
+
+def test_videos_are_drawn_anew_and_scored_from_the_second_frame():
+    video = bouncing(glyphs("digits"), canvas=(9, 9), frames=4, test_size=4)
+    seen = of_video(video, batch_size=2, sequences=4, valid=4, scored=2)
+    one, two = (jax.random.key_data(drawn(seen, range(2), epoch)) for epoch in (0, 1))
+    assert one.shape[:2] == (2, 2) and not np.intersect1d(one, two).size
+    learner = make_learner(ROWS["ptncn"], seen, 5000)
+    params = learner.init(jax.random.split(jax.random.key(0), 1)).params
+    frames = make_score(learner)(params, seen.test)
+    assert frames.shape == (1, 5) and np.isnan(frames[0, 0]) and np.isfinite(frames[0, 1:]).all()
+    np.testing.assert_allclose(frames[0, -1], frames[0, 1:4].mean(), rtol=1e-6)
+    with pytest.raises(ValueError, match="sequences must be a multiple of 2; got 3"):
+        of_video(video, batch_size=2, sequences=3, valid=4, scored=2)
+
+
+def test_pooled_glyphs_are_means():
+    given = glyphs("digits")
+    large = given._replace(
+        **{k: np.kron(getattr(given, k), np.ones((1, 4, 4))) for k in ("train", "test")}
+    )
+    np.testing.assert_allclose(pooled(large, 4).train, given.train)
+    assert pooled(given, 2) is given, "small ones stay"
+    assert canvas_for(large) == (73, 73)
+    assert [half.name for half in halves(given)] == ["digits 0-4", "digits 5-9"]
+
+
+def test_what_is_forgotten():
+    losses = np.array([[[1.0, 9.0], [4.0, 2.0]]])  # after the second task, 4 on the first
+    kept = Kept(losses, 0.1)
+    assert kept.forgotten.tolist() == [3.0] and kept.average.tolist() == [3.0]
+
+
+def test_the_source_is_the_best_there_is(monkeypatch, tmp_path):
+    monkeypatch.delenv("LOCALGRAD_DATA", raising=False)
+    assert best_source(None, None, "ptb", "manual") == "manual"
+    assert best_source(None, tmp_path, "ptb", "manual") == "ptb"
+    assert best_source("shakespeare", tmp_path, "ptb", "manual") == "shakespeare"
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("part", "options", "pictures"),
+    [
+        ("text", ["--rows", "ptncn", "gru_eprop", "esn_ridge"], ["curves.png"]),
+        ("video", ["--rows", "ptncn", "lstm_bptt"], ["curves.png", "frames.png", "frames.gif"]),
+        ("zeroshot", [], ["adaptation.png"]),
+        ("continual", [], ["matrices.png"]),
+    ],
+)
+def test_each_part_runs(part, options, pictures, tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("LOCALGRAD_DATA", raising=False)
+    command = ["ptncn", part, "--size", "short", "--seeds", "2", "--workers", "1"]
+    assert main([*command, *options, "--results", str(tmp_path)]) == 0
+    text = capsys.readouterr().out
+    (folder,) = tmp_path.iterdir()
+    content = json.loads((folder / "results.json").read_text())
+    assert content["claims"] and "P-TNCN" in text and "claims" in text
+    for picture in pictures:
+        start = (folder / picture).read_bytes()[:4]
+        assert start == (b"\x89PNG" if picture.endswith("png") else b"GIF8")
+
+
+def test_a_failed_claim_is_an_error(monkeypatch, capsys, tmp_path):
+    wrong = Claim("the sun goes round the earth", "it does not", False)
+    found = ptncn.continual.Found("", {}, [wrong])
+    monkeypatch.setattr(ptncn.continual, "run", lambda *_: found)
+    command = ["ptncn", "continual", "--results", str(tmp_path)]
+    assert main(command) == 2
+    assert "error: a claim failed" in capsys.readouterr().err
+    assert main([*command, "--size", "short"]) == 0, "a glance claims nothing"
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["text", "--rows", "lstm_bptt"], "rows must hold ptncn"),
+        (["text", "--rows", "ptncn", "crystal_ball"], "unknown row 'crystal_ball'; choose from: "),
+        (["video", "--seeds", "0"], "seeds must be at least 1; got 0."),
+        (["video", "--epochs", "0"], "epochs must be at least 1; got 0."),
+        (["video", "--data-dir", "/nowhere"], "data_dir must be a folder; got /nowhere."),
+        (["video", "--source", "runes"], "glyphs must be one of digits"),
+        (["zeroshot", "--source", "runes"], "source must be mnist_notmnist or digits_halves"),
+        (["continual", "--source", "runes"], "source must be mnist_notmnist or digits_pairs"),
+        (["text", "--source", "runes"], "text must be one of manual"),
+    ],
+)
+def test_a_wrong_option_is_an_error_of_one_line(capsys, tmp_path, argv, message):
+    assert main(["ptncn", *argv, "--results", str(tmp_path)]) == 2
+    assert f"error: {message}" in capsys.readouterr().err
+
+
+def test_gradient_rivals_learn_from_what_is_scored_alone():
+    """The first symbol of a sentence follows from nothing: it teaches them nothing."""
+    counted, _ = problem()
+    learner = make_learner(ROWS["lstm_bptt"], counted, 400)
+    run = learner.init(jax.random.split(jax.random.key(0), 1))
+    pieces = drawn(counted, range(1), 0)
+    one, _ = learner.advance(run, jnp.ones(1), jax.tree.map(lambda a: a[:, :1], pieces))
+    params = jax.tree.map(lambda a: a[0], run.params)
+    batch = counted.expand(jax.tree.map(lambda a: a[0, 0], pieces))
+    mask = np.asarray(batch.mask) * (1 - np.asarray(batch.reset))
+
+    def loss(params):
+        carry = learner.model.initialize_carry(jax.random.key(0), (4, SYMBOLS))
+        total = 0.0
+        for t in range(batch.inputs.shape[1]):
+            carry = jax.tree.map(lambda a, t=t: jnp.where(batch.reset[:, t, None], 0.0, a), carry)
+            carry, y = learner.model.apply({"params": params}, carry, batch.inputs[:, t])
+            total += (optax.softmax_cross_entropy(y, batch.targets[:, t]) * mask[:, t]).sum()
+        return total / mask.sum()
+
+    tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1.0))
+    updates, _ = tx.update(jax.grad(loss)(params), tx.init(params))
+    expected = optax.apply_updates(params, updates)
+    found = jax.tree.map(lambda a: a[0], one.params)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-3)
