@@ -7,6 +7,7 @@ network. The first name of each table needs no file: scikit-learn's digits, Pyth
 
 from experiments.datasets.batches import (
     Codes,
+    minibatches,
     next_frames,
     next_symbols,
     scored,
@@ -39,6 +40,7 @@ __all__ = [
     "VideoFloors",
     "bouncing",
     "glyphs",
+    "minibatches",
     "next_frames",
     "next_symbols",
     "of_classes",

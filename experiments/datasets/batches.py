@@ -108,6 +108,45 @@ def subset(
     return tuple(sentences[i] for i in np.sort(chosen))
 
 
+def minibatches(
+    sentences: Sequence[np.ndarray], batch_size: int, steps: int, seed: Any = 0
+) -> Codes:
+    """Sentences in a random order, B at a time, each from its beginning.
+
+    Sentences of more than T symbols are cut into several that know nothing of each other; shorter
+    ones are padded.
+
+    Args:
+        sentences: codes, each [n].
+        batch_size: B.
+        steps: T.
+        seed: fixes the order; one for each epoch.
+
+    Returns:
+        `Codes` of [C, B, T], of which each [B, T] begins B sentences; the last is filled up with
+        rows of -1.
+
+    Raises:
+        ValueError: if B or T is less than 1.
+
+    Example:
+        >>> codes = minibatches([np.array([1, 2, 3, 4, 5])], 2, 3)
+        >>> sorted(codes.target[0].tolist()), sorted(codes.last[0].tolist())
+        ([[1, 2, 3], [4, 5, -1]], [[-1, 1, 2], [-1, 4, -1]])
+    """
+    _require_sizes(batch_size, steps)
+    cut = [
+        sentence[at : at + steps] for sentence in sentences for at in range(0, len(sentence), steps)
+    ]
+    calls = -(-len(cut) // batch_size)
+    target = np.full((calls * batch_size, steps), -1, np.int32)
+    last = target.copy()
+    for row, k in enumerate(np.random.default_rng(seed).permutation(len(cut))):
+        target[row, : len(cut[k])] = cut[k]
+        last[row, 1 : len(cut[k])] = cut[k][:-1]
+    return Codes(*(a.reshape(calls, batch_size, steps) for a in (target, last)))
+
+
 def streams(sentences: Sequence[np.ndarray], batch_size: int, steps: int, seed: Any = 0) -> Codes:
     """Lays sentences end to end in B streams of about one length, and cuts them into calls.
 
@@ -133,9 +172,7 @@ def streams(sentences: Sequence[np.ndarray], batch_size: int, steps: int, seed: 
         ([[[1, 2, 3], [5, 6, -1]], [[4, -1, -1], [-1, -1, -1]]],
          [[[-1, 1, 2], [-1, 5, -1]], [[3, -1, -1], [-1, -1, -1]]])
     """
-    for name, value in (("batch_size", batch_size), ("steps", steps)):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1; got {value}.")
+    _require_sizes(batch_size, steps)
     if len(sentences) < batch_size:
         raise ValueError(f"{len(sentences)} sentences cannot fill {batch_size} streams.")
     rng = np.random.default_rng(seed)
@@ -158,3 +195,9 @@ def streams(sentences: Sequence[np.ndarray], batch_size: int, steps: int, seed: 
             at = end
     cut = (a.reshape(batch_size, calls, steps).swapaxes(0, 1) for a in (target, last))
     return Codes(*cut)
+
+
+def _require_sizes(batch_size: int, steps: int) -> None:
+    for name, value in (("batch_size", batch_size), ("steps", steps)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1; got {value}.")

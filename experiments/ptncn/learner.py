@@ -100,7 +100,7 @@ def make_learner(row: Row, problem: Problem, budget: int) -> Learner:
     def tx_of(rate: Any, key: jax.Array) -> Any:
         assert row.rule is not None
         rule = row.rule(model, row.loss(problem.outputs), problem.batch_size, key, example)
-        return optax.chain(rule, row.optimizer(rate))
+        return optax.chain(rule, row.optimizer(rate, problem.batch_size))
 
     def params_of(key: jax.Array) -> Any:
         x = jnp.zeros((1, problem.size))
@@ -277,7 +277,7 @@ def fitted(learner: Learner, run: Run, score: Any, epochs: int) -> Run:
 
     def batches(seed: int) -> Iterator[localgrad.Batch]:
         for epoch in range(epochs):
-            pieces = problem.whole(problem.draw(seed, epoch))
+            pieces = problem.draw(seed, epoch)
             for c in range(len(jax.tree.leaves(pieces)[0])):
                 batch = expand(jax.tree.map(operator.itemgetter(c), pieces))
                 yield batch._replace(mask=scored(batch))

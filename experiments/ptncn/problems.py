@@ -14,7 +14,16 @@ import numpy as np
 import optax
 
 import localgrad
-from experiments.datasets import Codes, Text, Video, next_frames, next_symbols, streams, subset
+from experiments.datasets import (
+    Codes,
+    Text,
+    Video,
+    minibatches,
+    next_frames,
+    next_symbols,
+    streams,
+    subset,
+)
 
 LEAST = 0.01  # what a linear output is taken for at least, where a probability is asked for
 
@@ -70,10 +79,9 @@ class Problem(NamedTuple):
         outputs: what is predicted.
         size: D.
         batch_size: B, in training.
-        draw: `(seed, epoch) -> pieces [C, ...]` to learn from.
+        draw: `(seed, epoch) -> pieces [C, ...]` to learn from; in each, sequences begin anew.
         expand: `piece -> Batch`, which marks by `reset` where a sequence begins. Its first step is
             shown and not scored.
-        whole: `pieces [C, ...] -> pieces` of which each begins where its sequences begin.
         valid: pieces to choose by, [C, ...].
         test: pieces to report, [C, ...].
     """
@@ -84,7 +92,6 @@ class Problem(NamedTuple):
     batch_size: int
     draw: Callable[[int, int], Any]
     expand: Callable[[Any], localgrad.Batch]
-    whole: Callable[[Any], Any]
     valid: Any
     test: Any
 
@@ -127,7 +134,6 @@ def of_video(
         batch_size=batch_size,
         draw=draw,
         expand=expand,
-        whole=lambda keys: keys,
         valid=chosen.reshape(-1, scored, *video.shape),
         test=video.test.reshape(-1, scored, *video.shape),
     )
@@ -142,12 +148,12 @@ def of_text(
     valid: int = 400,
     scored: int = 200,
 ) -> tuple[Problem, Sequence[np.ndarray]]:
-    """Symbols of sentences, laid end to end in B streams; an epoch shows each sentence once.
+    """Symbols of sentences, of which an epoch shows each once; scored on sentences end to end.
 
     Args:
         text: the source.
         batch_size: B.
-        steps: T, of a call.
+        steps: T, of a call; what is longer is cut to learn from, and scored whole.
         sentences: how many, of the training set, drawn once; None for all.
         tested: the first so many of the test set; None for all.
         valid: the first so many of the validation set, at most.
@@ -168,15 +174,9 @@ def of_text(
         outputs=SYMBOLS,
         size=symbols,
         batch_size=batch_size,
-        draw=lambda seed, epoch: streams(chosen, batch_size, steps, (seed, epoch)),
+        draw=lambda seed, epoch: minibatches(chosen, batch_size, steps, (seed, epoch)),
         expand=lambda codes: next_symbols(codes, symbols),
-        whole=lambda codes: jax.tree.map(_end_to_end, codes),
         valid=held_out(text.valid, valid),
         test=held_out(text.test, tested),
     )
     return problem, chosen
-
-
-def _end_to_end(a: np.ndarray) -> np.ndarray:
-    """Calls [C, B, T] as one call [1, B, C T]."""
-    return np.moveaxis(a, 0, 1).reshape(1, a.shape[1], -1)

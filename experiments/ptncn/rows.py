@@ -29,7 +29,7 @@ class Row(NamedTuple):
         rule: `(model, loss, batch_size, key, example) -> LearningRule`, streaming; None for one
             whose readout is fitted.
         chunk: steps between two updates; None for the whole call.
-        optimizer: from a learning rate.
+        optimizer: from a learning rate and B.
         rates: the learning rates that are tried.
         gives: what the model gives: logits, predictions, or what is taken for one.
         layers: of the network.
@@ -40,7 +40,7 @@ class Row(NamedTuple):
     model: Callable[[int, int, Outputs], Any]
     rule: Callable[..., localgrad.LearningRule] | None
     chunk: int | None
-    optimizer: Callable[[Any], Any]
+    optimizer: Callable[[Any, int], Any]
     rates: tuple[float, ...]
     gives: str = "logits"
     layers: int = 1
@@ -61,9 +61,16 @@ class Row(NamedTuple):
         return lambda y, target: outputs.of_predictions(outputs.as_prediction(y), target)
 
 
-def clipped(optimizer: Callable[..., Any]) -> Callable[[Any], Any]:
-    """An optimizer of updates whose global norm is at most 1."""
-    return lambda rate: optax.chain(optax.clip_by_global_norm(1.0), optimizer(rate))
+def adam(rate: Any, batch_size: int) -> Any:
+    """Adam, after clipping the updates' global norm at 1."""
+    del batch_size
+    return optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate))
+
+
+def plain(rate: Any, batch_size: int) -> Any:
+    """The update itself, times the rate."""
+    del batch_size
+    return optax.sgd(rate)
 
 
 def ptncn(units: int, size: int, outputs: Outputs, layers: int = 2, **options: Any) -> Any:
@@ -78,7 +85,7 @@ def over(cell: Callable[[int], Any]) -> Callable[[int, int, Outputs], Any]:
 
 
 def _aligned(model: Any, loss: Any, batch_size: int, key: Any, example: Any, **options: Any) -> Any:
-    return localgrad.lra(model, loss, batch_size=batch_size, **options)
+    return localgrad.lra(model, loss, batch_size=batch_size, reduction="sum", **options)
 
 
 def _by(make: Callable[..., Any], **options: Any) -> Callable[..., localgrad.LearningRule]:
@@ -89,20 +96,27 @@ def _by(make: Callable[..., Any], **options: Any) -> Callable[..., localgrad.Lea
 
 
 HORIZON, EVERY = 5, 20
-nesterov = functools.partial(optax.sgd, momentum=0.95, nesterov=True)
+
+
+def nesterov(rate: Any, batch_size: int) -> Any:
+    """The authors' optimizer of an update summed over streams: it divides by B, ended or not."""
+    descent = optax.sgd(rate, momentum=0.95, nesterov=True)
+    return optax.chain(optax.scale(1 / batch_size), descent)
+
+
 sab = functools.partial(localgrad.SABCell, slots=20, top_k=5, attend_every=5, truncate=10)
 
 
 def _rivals(name: str, label: str, cell: Callable[[int], Any]) -> dict[str, Row]:
     """One kind of cell under the rules that the paper names or that stand for them."""
-    make, adam = over(cell), clipped(optax.adam)
+    make = over(cell)
     return {
         f"{name}_bptt": Row(f"{label}, BPTT", make, _by(localgrad.bptt), None, adam, ADAM),
         f"{name}_tbptt": Row(
             f"{label}, TBPTT({HORIZON})",
             make,
             _by(localgrad.tbptt, horizon=HORIZON),
-            1,
+            HORIZON,
             adam,
             ADAM,
         ),
@@ -129,14 +143,12 @@ ROWS: dict[str, Row] = {
     ),
     **_rivals("lstm", "LSTM", nn.LSTMCell),
     **_rivals("gru", "GRU", nn.GRUCell),
-    "sab": Row("SAB", over(sab), _by(localgrad.bptt), None, clipped(optax.adam), ADAM),
-    "esn": Row(
-        "ESN, readout only", reservoir, _by(localgrad.readout_only), 1, clipped(optax.adam), ADAM
-    ),
+    "sab": Row("SAB", over(sab), _by(localgrad.bptt), None, adam, ADAM),
+    "esn": Row("ESN, readout only", reservoir, _by(localgrad.readout_only), 1, adam, ADAM),
     "esn_force": Row(  # a call at a time gives what a step at a time does, and takes less
-        "ESN, FORCE", reservoir, _by(localgrad.force), None, optax.sgd, (1.0,), "linear"
+        "ESN, FORCE", reservoir, _by(localgrad.force), None, plain, (1.0,), "linear"
     ),
-    "esn_ridge": Row("ESN, ridge", reservoir, None, None, optax.sgd, (1.0,), "linear"),
+    "esn_ridge": Row("ESN, ridge", reservoir, None, None, plain, (1.0,), "linear"),
 }
 
 

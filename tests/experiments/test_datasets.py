@@ -23,6 +23,7 @@ from experiments.datasets import (
     Glyphs,
     bouncing,
     glyphs,
+    minibatches,
     next_frames,
     next_symbols,
     of_classes,
@@ -362,6 +363,24 @@ def test_streams_hold_every_sentence_once(batch_size, steps):
     assert len(target[0]) < max(total / batch_size + steps + 2, longest + steps)
 
 
+def test_minibatches_hold_every_sentence_once_each_from_its_beginning():
+    sentences = ragged(83)
+    codes = minibatches(sentences, 10, 20, seed=3)
+    assert codes.target.shape == codes.last.shape == (len(codes.target), 10, 20)
+    rows = list(zip(codes.target.reshape(-1, 20), codes.last.reshape(-1, 20), strict=True))
+    found = []
+    for row, before in rows:
+        length = (row >= 0).sum()
+        assert (row[length:] == -1).all() and before[0] == -1
+        np.testing.assert_array_equal(before[1:length], row[: max(length - 1, 0)])
+        found += [row[:length].tobytes()] if length else []
+    cut = [s[at : at + 20].tobytes() for s in sentences for at in range(0, len(s), 20)]
+    assert collections.Counter(found) == collections.Counter(cut)
+    assert len(rows) < len(cut) + 10
+    other = minibatches(sentences, 10, 20, seed=4)
+    assert (other.target != codes.target).any()
+
+
 def test_streams_are_shuffled_by_seed_and_as_long_under_any():
     sentences = ragged(60)
     one, again, other = (streams(sentences, 4, 9, seed) for seed in ((0, 1), (0, 1), (0, 2)))
@@ -489,6 +508,7 @@ def test_copying_beats_the_mean_for_slow_glyphs():
         ),
         (lambda: subset(ragged(3), 4), r"count must lie in 1\.\.3, the sentences; got 4"),
         (lambda: streams(ragged(3), 0, 9), "batch_size must be at least 1; got 0"),
+        (lambda: minibatches(ragged(3), 1, 0), "steps must be at least 1; got 0"),
         (lambda: streams(ragged(3), 4, 9), "3 sentences cannot fill 4 streams"),
         (lambda: video_floors(0, 0, clip=0.5), "clip must lie between 0 and 1/2; got 0.5"),
     ],
