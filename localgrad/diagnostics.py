@@ -75,7 +75,8 @@ def summary(rule: Any, params: Any) -> str:
 
     Returns:
         The size of the rule's state, and what would take less, then a table with a line for each
-        parameter. In streaming mode the state holds the carry and the influence of every stream.
+        parameter. In streaming mode the state holds the carry and the influence of every stream; an
+        episodic call of several windows holds as much, but only while it runs.
 
     Raises:
         ValueError: if the rule cannot credit the model, or is no localgrad rule.
@@ -106,7 +107,8 @@ def summary(rule: Any, params: Any) -> str:
     lines = [f"{name:{widths[0]}}  {shape:{widths[1]}}  {how}" for name, shape, how in rows]
     state = jax.eval_shape(rule.init, params)
     size = sum(math.prod(a.shape) * a.dtype.itemsize for a in jax.tree.leaves(state))
-    advice = f" ({rule.advice})" if rule.advice else ""
+    streams = getattr(state, "carry", None) is not None
+    advice = f" ({rule.advice})" if rule.advice and streams else ""
     return "\n".join([f"state: {size:,} bytes{advice}", *lines])
 
 

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from localgrad.core.contract.checks import require_batch, require_choices, require_updates
 from localgrad.core.contract.objective import Objective, weights_of
+from localgrad.core.contract.room import Room
 from localgrad.core.contract.rule import Batch, LearningRule, Loss
 from localgrad.core.contract.state import require_like, require_own
 from localgrad.core.model.example import example_spec
@@ -86,6 +87,7 @@ class Recipe(NamedTuple):
         finish: what is done to the state at the end of a call, such as a step of what learns in it.
         needs_example: whether the state of a stream depends on the inputs' dtype.
         screen: `(stack, params)` raises for what the rule cannot credit.
+        room: how much B streams may remember, or None for any amount.
         inspect: `batch` raises for what only numbers tell; numbers may be traced, and then do not.
         advice: which rule takes less memory, if this one takes much.
     """
@@ -102,6 +104,7 @@ class Recipe(NamedTuple):
     finish: Callable[[Any], Any] = lambda state: state
     needs_example: bool = False
     screen: Callable[[Stack, Leaves], None] = lambda stack, params: None
+    room: Room | None = None
     inspect: Callable[[Any], None] = lambda batch: None
     advice: str = ""
 
@@ -186,6 +189,8 @@ def _stack(setup: Setup, leaves: Leaves, x: Any) -> Stack:
     """The model taken apart for one step's input; raises for what the rule cannot credit."""
     stack = assemble(setup.model, leaves, x)
     setup.recipe.screen(stack, leaves)
+    if setup.recipe.room is not None and setup.batch_size is not None:
+        setup.recipe.room.require(stack, leaves, setup.batch_size, episodic=False)
     return stack
 
 
@@ -258,6 +263,8 @@ def _advance(setup: Setup, params: Any, state: Any, batch: Batch) -> tuple[Leave
 
     alone = not setup.streaming
     size = setup.window or recipe.default_window(stack, leaves, steps, alone)
+    if recipe.room is not None and alone and size < steps:
+        recipe.room.require(stack, leaves, batch_axis, episodic=True)
     work = _at_start(recipe, state, stack, leaves, x) if alone else state
     grads = {path: jnp.zeros(leaf.shape, accumulator(leaf)) for path, leaf in leaves.items()}
     work, grads, loss = over_windows(

@@ -132,7 +132,9 @@ def eprop(
     *Estimates* BPTT's gradient with every path through a recurrent synapse cut, except where it is
     the last; with `feedback="symmetric"` that is exact for the parameters' own unit, and exact BPTT
     where units have no recurrent synapses. In a stack, a lower cell is credited through the cells
-    above at the same time step only, and an encoder at the same time step only. Random feedback
+    above at the same time step only, and an encoder at the same time step only: below a leaky
+    readout that is a cell (`LeakyCell`) the filter's memory is left out, and `deep_eprop` is
+    e-prop's own rule there. Random feedback
     replaces the readout's transpose and keeps its bias. On a tanh `SimpleCell`, whose units keep
     nothing past the cut, it equals `tbptt(horizon=1)`. Readout parameters get their exact gradient.
     *Costs* 0.55 to 1.0 of BPTT's time at N = 128, B = 16 on one CPU core, one eligibility for each

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from localgrad.core.contract.room import GIB, room_of
 from localgrad.core.contract.rule import LearningRule, Loss
 from localgrad.core.frame import Frame, Recipe, Window, outcome_of, windowed_rule
 from localgrad.core.model.locality import require_real
@@ -23,8 +24,6 @@ from localgrad.core.passes.influence import (
     reaching,
     recalled,
 )
-
-GIB = 1024**3
 
 
 class InfluenceState(NamedTuple):
@@ -83,7 +82,7 @@ def rtrl(
         window: steps processed together inside a call; memory grows with it, never with T, and the
             numbers do not depend on it. None picks a size.
         reduction: `"mean"` divides by the total weight of this call's steps, `"sum"` does not.
-        max_influence_bytes: refuse to allocate more than this for the influence.
+        max_influence_bytes: refuse to allocate more bytes than this for the influence.
         example: one time step's inputs without the batch axis (array or `ShapeDtypeStruct`). Needed
             by `init` only if no Dense or Embed layer takes the input as it is.
 
@@ -119,7 +118,13 @@ def rtrl(
         settings={"max_influence_bytes": max_influence_bytes},
         remember=no_past,
         default_window=lambda stack, params, steps, alone: longest_window(stack, params, steps),
-        screen=functools.partial(_screen, batch_size, max_influence_bytes),
+        screen=_screen,
+        room=room_of(
+            influence_bytes,
+            max_influence_bytes,
+            "rtrl's influence [B, N S, P]",
+            "localgrad.snap or localgrad.eprop, whose memory is one number a parameter and example",
+        ),
         advice="localgrad.snap and localgrad.eprop keep one number a parameter and stream",
     )
     return windowed_rule(
@@ -166,19 +171,10 @@ def process_influence(
     return state._replace(carry=carry, influence=influence), grads, seen.values
 
 
-def _screen(batch_size: int | None, max_influence_bytes: int, stack: Stack, params: Leaves) -> None:
+def _screen(stack: Stack, params: Leaves) -> None:
+    del params
     for level in stack.levels:
         require_real(stack.cells[level], stack.initial[level], stack.name(level), "rtrl")
-    if batch_size is None:
-        return
-    need = influence_bytes(stack, params, batch_size)
-    if need > max_influence_bytes:
-        raise ValueError(
-            f"rtrl's influence [B, N S, P] would take {need / GIB:.3g} GiB, more than "
-            f"max_influence_bytes = {max_influence_bytes / GIB:.3g} GiB. Raise that limit, "
-            f"lower batch_size={batch_size} or the cells' features, or use localgrad.snap or "
-            "localgrad.eprop, whose memory is one number a parameter and example."
-        )
 
 
 def _credits(stack: Stack, params: Leaves) -> dict[Path, str]:

@@ -156,8 +156,23 @@ def test_it_states_its_memory_and_refuses_what_would_not_fit():
     small = localgrad.deep_eprop(model, optax.l2_loss, batch_size=B, max_influence_bytes=held - 1)
     with pytest.raises(ValueError, match=r"would take .* GiB, more than .* localgrad\.eprop"):
         small.init(params)
-    episodic = localgrad.deep_eprop(model, optax.l2_loss, max_influence_bytes=0)
-    episodic.init(params)  # which holds nothing between calls
+    assert "localgrad.eprop" not in localgrad.summary(
+        localgrad.deep_eprop(model, optax.l2_loss), params
+    )
+
+
+@pytest.mark.parametrize("factory", [localgrad.deep_eprop, localgrad.rtrl])
+def test_an_episodic_call_of_several_windows_is_limited_too(factory):
+    model, params, batch = problem(rate(4, 0.3), rate(3, 0.2))
+    one, several = (
+        factory(model, optax.l2_loss, max_influence_bytes=0, window=window) for window in (T, 5)
+    )
+    one(params, one.init(params), batch)  # holds nothing
+    with pytest.raises(ValueError, match="would take .* for batch_size=2 .* window=T"):
+        several(params, several.init(params), batch)
+    for wrong in (-1, "4GB", None, True):
+        with pytest.raises(ValueError, match="max_influence_bytes must be a number of bytes"):
+            factory(model, optax.l2_loss, max_influence_bytes=wrong)
 
 
 def test_what_it_cannot_use_is_refused():

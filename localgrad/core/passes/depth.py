@@ -94,11 +94,19 @@ def window_of(cut: str, stack: Stack, params: Leaves, steps: int, alone: bool) -
     held = held_bytes(lambda: nothing_held(stack, params, cut, batch)) // 4
     if alone and steps * tape_numbers(stack) <= held:
         return steps
+    numbers = batch * max(1, sum(_posts_of_step(stack, cut)))
+    return even_window(steps, max(1, min(2 * held // numbers, 128)))
+
+
+def _posts_of_step(stack: Stack, cut: str) -> list[int]:
+    """How many posts each cell has at a step and example: the loss's, its own, and the rows'."""
     live = [len(live_leaves(cell, cut)) for cell in stack.cells]
     carries = [jax.tree.leaves(carry)[0].shape[-1] for carry in stack.initial]
-    rows = batch * (1 + sum(s * n for s, n in zip(live, carries, strict=True)))
-    width = sum(math.prod(site.drive.shape[1:]) for cell in stack.cells for site in cell.sites)
-    return even_window(steps, max(1, min(2 * held // (rows * max(1, width)), 128)))
+    states = [s * n for s, n in zip(live, carries, strict=True)]
+    widths = [sum(math.prod(site.drive.shape[1:]) for site in cell.sites) for cell in stack.cells]
+    return [
+        (1 + live[level] + sum(states[level + 1 :])) * width for level, width in enumerate(widths)
+    ]
 
 
 class Rows(NamedTuple):

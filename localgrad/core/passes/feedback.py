@@ -231,6 +231,7 @@ def _by_name(rule: str, feedback: Any, names: list[str]) -> dict[str, Any]:
     if sorted(given) != sorted(names):
         raise ValueError(
             f"{rule}: feedback must give one array a cell, for {names}; got "
-            f"{sorted(given) or type(feedback).__name__}."
+            f"{sorted(given) or f'{len(feedback)} of them'}. Other cells get their credit through "
+            "the model."
         )
     return given

@@ -42,13 +42,17 @@ class FiringRate(NamedTuple):
     That one is no gradient: what an output adds to later r is not credited to it.
 
     `reduction="sum"` leaves out the division by B T. `Batch.mask` weights the task's losses; a rate
-    counts every step. The loss that a rule reports is the task's alone. Readouts learn the task
-    alone, and so does the last cell of a model without a readout (an LSNN's `LeakyCell`), whose
-    outputs are the model's.
+    counts every step. So under the mean the task is divided by the weight of this call's steps and
+    the rate by all of them: where few steps are scored, calls that are cut shorter shift the
+    balance, and `cost` belongs to a length of calls. Without a decay, a stream's rate is that of
+    each call by itself, be it one step. The loss that a rule reports is the task's alone. Readouts
+    learn the task alone, and so does the last cell of a model without a readout (an LSNN's
+    `LeakyCell`), whose outputs are the model's.
 
     Attributes:
         target: the rate aimed at, 0 or more: outputs (spikes) a step.
-        cost: what the deviation costs beside the task's loss, > 0.
+        cost: what the deviation costs beside the task's loss, > 0. For losses near 1 and some ten
+            units, 1 to 10 moves rates by a few hundredths; too much silences the task.
         decay: None for the rate of the call, or that of the running mean, in (0, 1). With a time
             constant tau and a step dt, it is exp(-dt / tau).
 
@@ -86,12 +90,12 @@ def require_rate(firing_rate: Any) -> FiringRate | None:
     target, cost, decay = firing_rate
     if not (isinstance(target, Real) and 0 <= target < np.inf):
         raise ValueError(
-            f"the target of FiringRate must be a finite number, 0 or more; got {target!r}. It is "
-            "the mean output of a unit: spikes a step."
+            f"the target of FiringRate must be a Python number, finite and 0 or more; got "
+            f"{target!r}. It is the mean output of a unit: spikes a step."
         )
     if not (isinstance(cost, Real) and 0 < cost < np.inf):
         raise ValueError(
-            f"the cost of FiringRate must be a finite number, > 0; got {cost!r}. Use "
+            f"the cost of FiringRate must be a Python number, finite and > 0; got {cost!r}. Use "
             "firing_rate=None for none."
         )
     if decay is not None and not (isinstance(decay, Real) and 0 < decay < 1):
