@@ -206,7 +206,7 @@ def learned(
         run = fitted(learner, run, score, epochs)
         done = Progress(row.rates[0], {}, [score(run.params, problem.valid)[:, -1].tolist()])
     elif folder is not None and (folder / "progress.json").exists():
-        run, done = restore(folder, run)
+        run, done = restore(folder, run, settings_of(learner, seeds))
     else:
         done = choose(learner, run, score)
         tick()
@@ -218,7 +218,7 @@ def learned(
         done = done._replace(seconds=time.perf_counter() - begin)
         done.valid.append(score(run.params, problem.valid)[:, -1].tolist())
         if folder is not None:
-            save(folder, run, done)
+            save(folder, run, done, settings_of(learner, seeds))
         tick()
     frames = score(run.params, problem.test)
     return Outcome(
@@ -295,25 +295,44 @@ def fitted(learner: Learner, run: Run, score: Any, epochs: int) -> Run:
     return run._replace(params=best)
 
 
-def save(folder: Path, run: Run, done: Progress) -> None:
+def settings_of(learner: Learner, seeds: int) -> dict[str, Any]:
+    """What a saved run must have been made with, to go on."""
+    return {
+        "problem": learner.problem.name,
+        "batch_size": learner.problem.batch_size,
+        "label": learner.row.label,
+        "parameters": learner.parameters,
+        "rates": list(learner.row.rates),
+        "seeds": seeds,
+    }
+
+
+def save(folder: Path, run: Run, done: Progress, settings: dict[str, Any]) -> None:
     """Writes a run and how far it is; the latter last, so that it speaks of what is there."""
     folder.mkdir(parents=True, exist_ok=True)
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(folder.absolute() / "run", _plain(run), force=True)
-    (folder / "progress.json").write_text(json.dumps(done._asdict()))
+    said = {"settings": settings, "progress": done._asdict()}
+    (folder / "progress.json").write_text(json.dumps(said))
 
 
-def restore(folder: Path, like: Run) -> tuple[Run, Progress]:
-    """What `save` wrote."""
+def restore(folder: Path, like: Run, settings: dict[str, Any]) -> tuple[Run, Progress]:
+    """What `save` wrote; raises if it was made with other settings."""
     said = json.loads((folder / "progress.json").read_text())
-    tried = {float(rate): value for rate, value in said["tried"].items()}
+    if said["settings"] != settings:
+        raise ValueError(
+            f"{folder} holds a run made with {said['settings']}, and this one has {settings}. "
+            "Remove that folder, or give other --results."
+        )
+    done = said["progress"]
+    tried = {float(rate): value for rate, value in done["tried"].items()}
     with ocp.StandardCheckpointer() as checkpointer:
         leaves = checkpointer.restore(folder.absolute() / "run", _plain(like))
     made = [
         jax.random.wrap_key_data(a) if _keyed(old) else a
         for a, old in zip(leaves, jax.tree.leaves(like), strict=True)
     ]
-    return jax.tree.unflatten(jax.tree.structure(like), made), Progress(**said | {"tried": tried})
+    return jax.tree.unflatten(jax.tree.structure(like), made), Progress(**done | {"tried": tried})
 
 
 def _plain(run: Run) -> list[jax.Array]:

@@ -90,6 +90,8 @@ def test_a_run_that_was_interrupted_goes_on_as_if_it_had_not_been(tmp_path):
     np.testing.assert_array_equal(resumed.test, whole.test)
     assert resumed.tried == whole.tried and resumed.rate == whole.rate
     assert whole.test.std() > 0, "seeds differ"
+    with pytest.raises(ValueError, match="holds a run made with .*'seeds': 2.*Remove that folder"):
+        learned(learner, 3, 3, lambda: None, tmp_path)
 
 
 def test_the_learning_rate_is_the_best_after_an_epoch():
