@@ -15,8 +15,8 @@ from flax import linen as nn
 import localgrad
 from experiments.ptncn.problems import Outputs, Problem
 
-ADAM = (0.001, 0.003, 0.01)
-NESTEROV = (0.025, 0.075, 0.225)  # around the authors' 0.075
+ADAM = (0.003, 0.01, 0.03)
+NESTEROV = (0.075, 0.225, 0.675)  # from the authors' 0.075 upwards
 ROOM = 64 * 2**20  # bytes of RTRL's influence on all streams
 
 
