@@ -140,7 +140,7 @@ def deep_eprop(
     below it and every example, so that a few hundred units a layer take gigabytes; `summary` prints
     it for a stream. An episodic call of several windows holds as much while it runs, one of a
     single window none of it. `init`, or such a call, refuses above `max_influence_bytes`. In time,
-    streams of two to four layers of 32 rate units took 5 to 20 times as long as BPTT, and a single
+    streams of two to four layers of 32 rate units took 5 to 25 times as long as BPTT, and a single
     episodic window less than BPTT.
 
     Args:
