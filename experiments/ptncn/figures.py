@@ -130,7 +130,7 @@ def adaptation(panels: Mapping[str, Mapping[str, np.ndarray]], unit: str, path: 
     palette = ["#0072B2", "#56B4E9", "#009E73", "#D55E00", "#000000", "#7F7F7F", "#CC79A7"]
     for axis, (name, rows) in zip(axes[0], panels.items(), strict=True):
         for (label, values), colour in zip(rows.items(), palette, strict=False):
-            t = np.arange(values.shape[1])
+            t = 1 + np.arange(values.shape[1])  # the first follows from nothing
             axis.plot(t, values.mean(0), label=label, color=colour)
             axis.fill_between(t, values.min(0), values.max(0), color=colour, alpha=0.12)
         axis.set(title=name, xlabel="frame")
