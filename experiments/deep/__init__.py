@@ -33,8 +33,8 @@ class Config:
 
     `python -m experiments deep` takes about 40 minutes on two cores. At the longest delay, two
     layers, accuracies (%) of BPTT, deep e-prop, e-prop and a frozen lower layer: rate units 100,
-    99, 56, 60; GRU 99, 59, 51, 49; LRU 99, 99, 56, 57; ALIF 97, 97, 53, 53. On the study's task
-    BPTT took 112 updates to 90 %, deep e-prop 440, its ablations 850 and 871 (there 95, 256, 473,
+    99, 56, 60; GRU 99, 59, 51, 49; LRU 99, 99, 56, 57; ALIF 98, 96, 52, 55. On the study's task
+    BPTT took 112 updates to 90 %, deep e-prop 440, its ablations 849 and 871 (there 95, 256, 473,
     458).
     docs/papers/deep_eprop.md has the rest.
 

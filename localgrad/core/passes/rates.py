@@ -51,8 +51,7 @@ class FiringRate(NamedTuple):
 
     Attributes:
         target: the rate aimed at, 0 or more: outputs (spikes) a step.
-        cost: what the deviation costs beside the task's loss, > 0. For losses near 1 and some ten
-            units, 1 to 10 moves rates by a few hundredths; too much silences the task.
+        cost: what the deviation costs beside the task's loss, > 0.
         decay: None for the rate of the call, or that of the running mean, in (0, 1). With a time
             constant tau and a step dt, it is exp(-dt / tau).
 
