@@ -6,7 +6,6 @@ of a call.
 
 from __future__ import annotations
 
-import json
 import math
 import operator
 import time
@@ -18,16 +17,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import orbax.checkpoint as ocp
 
 import localgrad
 from experiments.datasets import scored
+from experiments.ptncn.checkpoints import Progress, Run, restore, save
 from experiments.ptncn.problems import Problem
 from experiments.ptncn.rows import Row, parameters_of, units_for
 from experiments.train import one_by_one
 
 RIDGES = (1e-2, 1.0, 1e2)
 TRIAL = 2**16 - 1  # the epoch of which learning rates are chosen
+MOST_RATES = 9  # that are tried, even if the best is an edge
 
 
 class Learner(NamedTuple):
@@ -50,13 +50,6 @@ class Learner(NamedTuple):
     parameters: int
     init: Callable[[jax.Array], Run]
     advance: Callable[[Run, jax.Array, Any], tuple[Run, jax.Array]]
-
-
-class Run(NamedTuple):
-    """What has been learned; [S, ...]."""
-
-    params: Any
-    opt_state: Any
 
 
 class Outcome(NamedTuple):
@@ -234,35 +227,34 @@ def learned(
     )
 
 
-class Progress(NamedTuple):
-    """How far a row is.
-
-    Attributes:
-        rate: the learning rate.
-        tried: by learning rate, the score on `valid` after an epoch.
-        valid: [epochs + 1][S].
-        seconds: of the last epoch.
-    """
-
-    rate: float
-    tried: dict[float, float]
-    valid: list[list[float]]
-    seconds: float = 0.0
-
-
 def choose(learner: Learner, run: Run, score: Any) -> Progress:
-    """The best of the row's learning rates after one epoch, from one seed's network and data."""
+    """The best of the row's learning rates after one epoch, from one seed's network and data.
+
+    While the best lies at an edge, as many more are tried beyond it.
+    """
     seeds, tried = len(jax.tree.leaves(run.params)[0]), {}
     first = jax.tree.map(lambda a: jnp.broadcast_to(a[:1], a.shape), run)
-    rates = learner.row.rates
-    for at in range(0, len(rates) if len(rates) > 1 else 0, seeds):
-        some = [*rates[at : at + seeds], *rates[:seeds]][:seeds]
-        pieces = drawn(learner.problem, [0] * seeds, TRIAL)
-        found, _ = learner.advance(first, jnp.array(some), pieces)
-        values = score(found.params, learner.problem.valid)[:, -1]
-        tried |= dict(zip(some, values.tolist(), strict=True))
-    best = min(rates, key=lambda rate: np.nan_to_num(tried.get(rate, 0.0), nan=math.inf))
+    pieces = drawn(learner.problem, [0] * seeds, TRIAL)
+    best, ahead = learner.row.rates[0], learner.row.rates if len(learner.row.rates) > 1 else ()
+    while ahead and len(tried) < MOST_RATES:
+        for at in range(0, len(ahead), seeds):
+            some = [*ahead[at : at + seeds], *ahead[:seeds]][:seeds]
+            found, _ = learner.advance(first, jnp.array(some), pieces)
+            values = score(found.params, learner.problem.valid)[:, -1]
+            tried |= dict(zip(some, values.tolist(), strict=True))
+        best = min(tried, key=lambda rate: np.nan_to_num(tried[rate], nan=math.inf))
+        ahead = beyond(sorted(tried), best, len(learner.row.rates))
+    tried = dict(sorted(tried.items()))
     return Progress(best, tried, [score(run.params, learner.problem.valid)[:, -1].tolist()])
+
+
+def beyond(rates: list[float], best: float, count: int) -> tuple[float, ...]:
+    """So many learning rates more, spaced as these are, where the best of them is an edge."""
+    ratio = (rates[-1] / rates[0]) ** (1 / (len(rates) - 1))
+    if best not in (rates[0], rates[-1]):
+        return ()
+    outwards = ratio if best == rates[-1] else 1 / ratio
+    return tuple(float(f"{best * outwards**k:.2g}") for k in range(1, count + 1))
 
 
 def drawn(problem: Problem, seeds: Any, epoch: int) -> Any:
@@ -305,40 +297,3 @@ def settings_of(learner: Learner, seeds: int) -> dict[str, Any]:
         "rates": list(learner.row.rates),
         "seeds": seeds,
     }
-
-
-def save(folder: Path, run: Run, done: Progress, settings: dict[str, Any]) -> None:
-    """Writes a run and how far it is; the latter last, so that it speaks of what is there."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(folder.absolute() / "run", _plain(run), force=True)
-    said = {"settings": settings, "progress": done._asdict()}
-    (folder / "progress.json").write_text(json.dumps(said))
-
-
-def restore(folder: Path, like: Run, settings: dict[str, Any]) -> tuple[Run, Progress]:
-    """What `save` wrote; raises if it was made with other settings."""
-    said = json.loads((folder / "progress.json").read_text())
-    if said["settings"] != settings:
-        raise ValueError(
-            f"{folder} holds a run made with {said['settings']}, and this one has {settings}. "
-            "Remove that folder, or give other --results."
-        )
-    done = said["progress"]
-    tried = {float(rate): value for rate, value in done["tried"].items()}
-    with ocp.StandardCheckpointer() as checkpointer:
-        leaves = checkpointer.restore(folder.absolute() / "run", _plain(like))
-    made = [
-        jax.random.wrap_key_data(a) if _keyed(old) else a
-        for a, old in zip(leaves, jax.tree.leaves(like), strict=True)
-    ]
-    return jax.tree.unflatten(jax.tree.structure(like), made), Progress(**done | {"tried": tried})
-
-
-def _plain(run: Run) -> list[jax.Array]:
-    """Leaves as arrays that any checkpointer takes."""
-    return [jax.random.key_data(a) if _keyed(a) else a for a in jax.tree.leaves(run)]
-
-
-def _keyed(a: Any) -> bool:
-    return jnp.issubdtype(a.dtype, jax.dtypes.prng_key)

@@ -73,10 +73,9 @@ def plain(rate: Any, batch_size: int) -> Any:
     return optax.sgd(rate)
 
 
-def ptncn(units: int, size: int, outputs: Outputs, layers: int = 2, **options: Any) -> Any:
-    """A P-TNCN of equal widths."""
-    options.setdefault("output_activation", outputs.squash)
-    return localgrad.PTNCN((units,) * layers, outputs=size, **options)
+def ptncn(units: int, size: int, outputs: Outputs) -> Any:
+    """A P-TNCN of two equal layers."""
+    return localgrad.PTNCN((units, units), size, output_activation=outputs.squash)
 
 
 def over(cell: Callable[[int], Any]) -> Callable[[int, int, Outputs], Any]:

@@ -15,7 +15,7 @@ from experiments.claims import Claim
 from experiments.datasets import Text, bouncing, glyphs
 from experiments.ptncn.continual import Kept
 from experiments.ptncn.found import best_source
-from experiments.ptncn.learner import drawn, learned, make_learner, make_score
+from experiments.ptncn.learner import MOST_RATES, beyond, drawn, learned, make_learner, make_score
 from experiments.ptncn.problems import of_text, of_video
 from experiments.ptncn.rows import ROWS, parameters_of, units_for
 from experiments.ptncn.sources import canvas_for, halves, pooled
@@ -94,11 +94,20 @@ def test_a_run_that_was_interrupted_goes_on_as_if_it_had_not_been(tmp_path):
         learned(learner, 3, 3, lambda: None, tmp_path)
 
 
-def test_the_learning_rate_is_the_best_after_an_epoch():
+def test_the_learning_rate_is_the_best_after_an_epoch_and_no_edge_of_those_tried():
     counted, _ = problem()
-    outcome = learned(make_learner(ROWS["gru_bptt"], counted, 400), 1, 2, lambda: None)
-    assert set(outcome.tried) == set(ROWS["gru_bptt"].rates)
+    row = ROWS["gru_bptt"]._replace(rates=(1e-6, 1e-5))
+    outcome = learned(make_learner(row, counted, 400), 1, 2, lambda: None)
+    assert set(row.rates) < set(outcome.tried) and len(outcome.tried) <= MOST_RATES + 1
     assert outcome.rate == min(outcome.tried, key=lambda rate: outcome.tried[rate])
+    assert outcome.rate > 1e-5, "an epoch wants a higher one"
+
+
+@pytest.mark.parametrize(
+    ("best", "more"), [(0.1, (1.0, 10.0, 100.0)), (0.01, ()), (0.001, (1e-4, 1e-5, 1e-6))]
+)
+def test_learning_rates_go_on_beyond_an_edge(best, more):
+    assert beyond([0.001, 0.01, 0.1], best, 3) == pytest.approx(more)
 
 
 def test_a_fitted_readout_is_better_than_a_drawn_one_and_serves_whole_sentences():
