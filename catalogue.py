@@ -18,9 +18,10 @@ TRAITS = {
     "gated": "Use localgrad.eprop",
     "bare": "readout.*Wrap it: localgrad.Network",
     "complex": "carry is complex128.* two real arrays",
+    "tuned": "lies in none .* Use localgrad.weight_perturbation",
 }
 """What some rules refuse in a model, and a part of the message: no layer of its own a gate, a leak
-that depends on the data, no readout, a complex carry."""
+that depends on the data, no readout, a complex carry, parameters of the cell outside its layers."""
 
 TELLING = ("embed", "two_gated", "nnx_gru")
 """The models of the conformance table that a rule is tried on unless its row says otherwise: an
@@ -127,6 +128,44 @@ RULES: dict[str, Rule] = {
         models=("embed", "two_rates", "simple"),
     ),
     "tbptt": Rule(localgrad.tbptt, "TBPTT({horizon})", "tbptt", {"horizon": 3}),
+    "node_perturbation": Rule(
+        localgrad.node_perturbation,
+        "node perturbation",
+        "bptt",
+        {"scale": 1e-4},
+        ("untapped", "tuned"),
+        keyed=True,
+        random=True,
+        models=("two_gated", "two_rates"),
+    ),
+    "node_perturbation_exact": Rule(
+        localgrad.node_perturbation,
+        "node perturbation, exact readout",
+        "bptt",
+        {"scale": 1e-4, "samples": 2, "antithetic": True, "readout": "exact"},
+        ("untapped", "tuned", "bare"),
+        keyed=True,
+        random=True,
+        models=("gru",),
+    ),
+    "weight_perturbation": Rule(
+        localgrad.weight_perturbation,
+        "weight perturbation",
+        "bptt",
+        {"scale": 1e-4},
+        keyed=True,
+        random=True,
+        models=("embed", "lru", "optimized_lstm"),
+    ),
+    "pes": Rule(
+        localgrad.pes,
+        "PES({unroll})",
+        "bptt",
+        {"scale": 1e-4, "unroll": 3},
+        keyed=True,
+        random=True,
+        models=("rate_alpha",),
+    ),
     "readout_only": Rule(
         localgrad.readout_only,
         "readout only",
@@ -143,6 +182,10 @@ APART: dict[str, tuple[Callable[..., localgrad.LearningRule], str]] = {
     "lra": (
         localgrad.lra,
         "it trains a PTNCN alone, and no model of the table corrects its states",
+    ),
+    "activity_perturbation": (
+        localgrad.activity_perturbation,
+        "the mean of its updates is a gradient only after a change of basis at each step",
     ),
     "force": (localgrad.force, "its updates depend on all that it saw, and so do not add up"),
 }

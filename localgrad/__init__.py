@@ -20,6 +20,8 @@ from localgrad.rules.eligibility import eprop, rflo, snap
 from localgrad.rules.force import force
 from localgrad.rules.influence import rtrl
 from localgrad.rules.lra import lra
+from localgrad.rules.perturbation.nodes import activity_perturbation, node_perturbation
+from localgrad.rules.perturbation.weights import pes, weight_perturbation
 from localgrad.rules.readout import readout_only
 from localgrad.train import evaluate, learn, reset_state
 
@@ -38,6 +40,7 @@ __all__ = [
     "ReservoirCell",
     "SABCell",
     "binary_cross_entropy",
+    "activity_perturbation",
     "bptt",
     "categorical_cross_entropy",
     "compare",
@@ -49,6 +52,8 @@ __all__ = [
     "from_nnx",
     "learn",
     "lra",
+    "node_perturbation",
+    "pes",
     "readout_only",
     "reset_state",
     "rflo",
@@ -56,4 +61,5 @@ __all__ = [
     "snap",
     "summary",
     "tbptt",
+    "weight_perturbation",
 ]

@@ -25,6 +25,7 @@ def categorical_cross_entropy(outputs: jax.Array, targets: jax.Array) -> jax.Arr
         >>> localgrad.categorical_cross_entropy(guess, symbol)
         Array([0.6931472], dtype=float32)
     """
+    _require_alike(outputs, targets)
     return -jnp.sum(targets * _log(outputs), axis=-1)
 
 
@@ -43,9 +44,20 @@ def binary_cross_entropy(outputs: jax.Array, targets: jax.Array) -> jax.Array:
         >>> localgrad.binary_cross_entropy(jnp.full((1, 2), 0.5), jnp.array([[0.0, 1.0]]))
         Array([1.3862944], dtype=float32)
     """
+    _require_alike(outputs, targets)
     found = targets * _log(outputs) + (1 - targets) * _log(1 - outputs)
     return -jnp.sum(found, axis=-1)
 
 
 def _log(p: jax.Array) -> jax.Array:
+    p = p.astype(jnp.promote_types(p.dtype, jnp.float32))  # half precision has no such number
     return jnp.log(jnp.where(p <= 0, jnp.asarray(LEAST, p.dtype), p))
+
+
+def _require_alike(outputs: jax.Array, targets: jax.Array) -> None:
+    """Raises unless there is a target for each output."""
+    if jnp.shape(outputs) != jnp.shape(targets):
+        raise ValueError(
+            f"outputs and targets must have one shape, [B, D]; got {jnp.shape(outputs)} and "
+            f"{jnp.shape(targets)}. Make symbols one-hot: jax.nn.one_hot(targets, D)."
+        )

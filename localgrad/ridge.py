@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from localgrad.core.contract.checks import require_batch
 from localgrad.core.contract.objective import weights_of
@@ -63,8 +64,8 @@ def fit_ridge(
 
     Raises:
         ValueError: if the model has no readout or another one than an `nn.Dense`, `ridge` is not
-            positive, `washout` is no integer >= 0, there is no batch, or targets are classes or do
-            not fit the outputs.
+            positive, `washout` is no integer >= 0, there is no batch, no step of them counts, a
+            weight is negative, or targets are classes or do not fit the outputs.
 
     Example:
         >>> import flax.linen as nn, jax, jax.numpy as jnp, localgrad, optax
@@ -82,8 +83,8 @@ def fit_ridge(
         Jaeger, "The echo state approach to analysing and training recurrent neural networks", GMD
         Report 148, 2001, https://www.ai.rug.nl/minds/uploads/EchoStatesTechRep.pdf
     """
-    require_ridge(ridge)
-    if not isinstance(washout, int) or washout < 0:
+    ridge = require_ridge(ridge)
+    if isinstance(washout, bool) or not isinstance(washout, int) or washout < 0:
         raise ValueError(f"washout must be an integer >= 0, in time steps; got {washout!r}.")
     leaves = leaves_of(params)
     require_linear("fit_ridge", parts(model)[3], leaves)
@@ -91,25 +92,61 @@ def fit_ridge(
     dtype = accumulator(leaves[KERNEL])
     start = jnp.eye(size, size + outputs, dtype=dtype) * ridge**0.5
     absorb = jax.jit(functools.partial(_absorb, model, washout))
-    factor = start
-    for batch in [batches] if isinstance(batches, Batch) else batches:
-        factor = absorb(leaves, factor, batch)
+    factor, seen = start, jnp.zeros(())
+    for batch in _each(batches):
+        factor, weight = absorb(leaves, factor, batch)
+        seen += weight
     if factor is start:
         raise ValueError("batches holds no batch. A generator can be gone through only once.")
+    if _known(seen) and not seen:
+        raise ValueError(
+            f"batches hold no step to learn from: with washout={washout}, and by their masks, none "
+            "of any sequence counts. Give longer sequences or a shorter washout."
+        )
     found = jax.scipy.linalg.solve_triangular(factor[:, :size], factor[:, size:])
     readout = as_readout(leaves, found)
     readout = {path: leaf.astype(leaves[path].dtype) for path, leaf in readout.items()}
     return flatten(params)[1](leaves | readout)
 
 
-def _absorb(model: Any, washout: int, leaves: Leaves, factor: jax.Array, batch: Batch) -> jax.Array:
-    """The triangular factor [M, M + O] of all rows so far and of a batch's, inputs then targets."""
+def _each(batches: Any) -> Iterator[Batch]:
+    """Batch after batch; raises for what is none, and for negative weights."""
+    if not isinstance(batches, Iterable):
+        raise ValueError(
+            f"batches must be a localgrad.Batch or an iterable of some; got {batches!r}."
+        )
+    for batch in [batches] if isinstance(batches, Batch) else batches:
+        if not isinstance(batch, Batch):
+            raise ValueError(
+                f"batches must hold localgrad.Batch(inputs, targets); got {type(batch).__name__}."
+            )
+        if batch.mask is not None and _known(batch.mask) and np.any(np.asarray(batch.mask) < 0):
+            raise ValueError(
+                f"batch.mask must be 0 or more: a step's weight; got {np.min(batch.mask)}."
+            )
+        yield batch
+
+
+def _known(a: Any) -> bool:
+    """Whether an array's numbers are there, and not traced."""
+    return not isinstance(a, jax.core.Tracer)
+
+
+def _absorb(
+    model: Any, washout: int, leaves: Leaves, factor: jax.Array, batch: Batch
+) -> tuple[jax.Array, jax.Array]:
+    """The triangular factor [M, M + O] of all rows so far and of a batch's, and the batch's weight.
+
+    In each row inputs come before targets.
+    """
     examples, steps = require_batch(batch, None)
     stack = assemble(model, leaves, jax.tree.map(lambda a: a[:, 0], batch.inputs))
     _require_targets(stack, batch.targets, (examples, steps))
-    weight, _ = weights_of(batch.mask, examples * steps)
+    weight, total = weights_of(batch.mask, examples * steps)
     if washout:
         weight = _washed(washout, weight, batch)
+    if weight is not None:
+        total = weight.sum()
 
     def body(so_far: tuple, window: Window, opening: bool, closing: bool) -> tuple:
         del opening, closing
@@ -125,7 +162,7 @@ def _absorb(model: Any, washout: int, leaves: Leaves, factor: jax.Array, batch: 
 
     window = even_window(steps, max(128, len(factor) // examples))
     start = (stack.initial, factor)
-    return over_windows(body, start, batch, weight, min(window, steps), True)[1]
+    return over_windows(body, start, batch, weight, min(window, steps), True)[1], total
 
 
 def _washed(washout: int, weight: jax.Array | None, batch: Batch) -> jax.Array:

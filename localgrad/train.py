@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from localgrad.cells.ptncn import PTNCN
 from localgrad.core.contract.checks import require_batch, require_carry
 from localgrad.core.contract.objective import Objective, weights_of
 from localgrad.core.contract.rule import Batch, LearningRule, Loss
@@ -18,6 +19,7 @@ from localgrad.core.params import Leaves, leaves_of
 from localgrad.core.passes.forward import Settle
 from localgrad.core.passes.run import run
 from localgrad.core.steps import select
+from localgrad.rules.fit import require_matching_loss
 
 
 def evaluate(
@@ -40,7 +42,8 @@ def evaluate(
         The weighted mean loss, the outputs [B, T, ...], and the model's carry after the last step.
 
     Raises:
-        ValueError: for a batch or a carry whose axes do not fit.
+        ValueError: for a batch or a carry whose axes do not fit, and for a loss that is not least
+            where a `PTNCN`'s outputs equal their targets.
 
     Example:
         >>> import flax.linen as nn, jax, jax.numpy as jnp, localgrad, optax
@@ -54,6 +57,8 @@ def evaluate(
     """
     leaves = leaves_of(params)
     size, steps = require_batch(batch, None)
+    if isinstance(model, PTNCN):
+        require_matching_loss(model, loss)
     inputs, targets, reset = jax.tree.map(
         lambda a: jnp.moveaxis(a, 1, 0), (batch.inputs, batch.targets, batch.reset)
     )

@@ -95,10 +95,15 @@ def test_seeds_under_jit_and_vmap(x64):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"ridge": 0.0}, "ridge must be positive; got 0.0"),
+        ({"ridge": 0.0}, "ridge must be .*positive and finite; got 0.0"),
         ({"washout": -1}, "washout must be an integer >= 0.*got -1"),
         ({"washout": 0.5}, "washout must be an integer >= 0.*got 0.5"),
         ({"batches": []}, "batches holds no batch"),
+        ({"batches": None}, "batches must be a localgrad.Batch or an iterable.*got None"),
+        ({"batches": [3]}, r"batches must hold localgrad.Batch\(inputs, targets\); got int"),
+        ({"washout": T}, f"no step to learn from: with washout={T}"),
+        ({"mask": jnp.zeros((B, T))}, "no step to learn from"),
+        ({"mask": -jnp.ones((B, T))}, "batch.mask must be 0 or more.*got -1"),
         ({"targets": jnp.zeros((B, T), jnp.int32)}, "got int32.*jax.nn.one_hot"),
         ({"targets": jnp.zeros((B, T, OUT), jnp.int32)}, "got int32.*jax.nn.one_hot"),
         ({"targets": jnp.zeros((B, T))}, r"\(2, 11, 2\).*got shape \(2, 11\)"),
@@ -109,8 +114,9 @@ def test_seeds_under_jit_and_vmap(x64):
 def test_refusals(options, message):
     model, params, batch = problem()
     told = {"model": model, "params": params, "batches": batch} | options
-    if "targets" in told:
-        told["batches"] = batch._replace(targets=told.pop("targets"))
+    changed = {name: told.pop(name) for name in ("targets", "mask") if name in told}
+    if changed:
+        told["batches"] = batch._replace(**changed)
     if told["params"] == "cells":
         told["params"] = {"cells_0": params["cells_0"]}
     with pytest.raises(ValueError, match=message):

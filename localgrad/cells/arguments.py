@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from localgrad.core.contract.checks import LEGAL
+
 Numbers = float | tuple[float, ...]
-
-
-LEGAL: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "lie in [0, 1]": lambda a: (a >= 0) & (a <= 1),
-    "be 0 or more": lambda a: (a >= 0) & (a < np.inf),
-    "be positive": lambda a: (a > 0) & (a < np.inf),
-}
-"""What may be asked of numbers, in the words of the message."""
 
 
 def numbers(name: str, value: Any, features: int, must: str, hint: str) -> Numbers:

@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax.linen import initializers
+
+from localgrad.core.contract.checks import positive_integer
 
 MARGIN = 1e-7
 """By how much a slot must beat the k-th best; the same keeps what is divided by from 0."""
@@ -116,11 +117,16 @@ class SABCell(nn.RNNCellBase):
     param_dtype: Any = jnp.float32
 
     def __post_init__(self) -> None:
-        _require_count("slots", self.slots, "how many states are remembered at most")
-        _require_count("top_k", self.top_k, "one more than the slots that are recalled")
-        _require_count("attend_every", self.attend_every, "steps from one slot to the next")
-        if self.truncate is not None:
-            _require_count("truncate", self.truncate, "steps between cuts, or None for no cut")
+        hints = {
+            "features": "It is how many units there are.",
+            "slots": "It is how many states are remembered at most.",
+            "top_k": "It is one more than the slots that are recalled.",
+            "attend_every": "It is how many steps lie between two slots.",
+            "truncate": "It is how many steps lie between two cuts; None never cuts.",
+        }
+        for name, hint in hints.items():
+            if name != "truncate" or self.truncate is not None:
+                setattr(self, name, positive_integer(name, getattr(self, name), hint))
         if self.top_k > self.slots:
             raise ValueError(
                 f"top_k must be at most slots, or attention would never be sparse; got "
@@ -212,9 +218,3 @@ def _sparse(scores: jax.Array, filled: jax.Array, top_k: int) -> jax.Array:
     above = jax.nn.relu(candidates - (bar + MARGIN))
     sparse = above / (above.sum(-1, keepdims=True) + MARGIN)
     return jnp.where(many, sparse, jnp.where(held, scores, 0))
-
-
-def _require_count(name: str, value: Any, what: str) -> None:
-    """Raises unless the value is a positive integer."""
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-        raise ValueError(f"{name} must be a positive integer, {what}; got {value!r}.")

@@ -63,7 +63,7 @@ class LeakyCell(nn.RNNCellBase):
         hint = "With a time constant tau > 0 and a step dt, it is exp(-dt / tau)."
         self.decay = numbers("decay", self.decay, self.features, "lie in [0, 1]", hint)
         hint = "Let the kernel bear the sign."
-        self.scale = numbers("scale", self.scale, self.features, "be 0 or more", hint)
+        self.scale = numbers("scale", self.scale, self.features, "be 0 or more, and finite", hint)
         super().__post_init__()
 
     @nn.compact

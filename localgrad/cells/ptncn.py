@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -14,6 +14,7 @@ from flax.linen.dtypes import promote_dtype
 
 from localgrad.cells.layers import Layers, Several
 from localgrad.cells.phases import Activation, Errors, Weights, compare, correct, drive, predict
+from localgrad.core.contract.checks import number, positive_integer
 
 
 class PTNCNCarry(NamedTuple):
@@ -109,21 +110,23 @@ class PTNCN(nn.RNNCellBase):
     param_dtype: Any = jnp.float32
 
     def __post_init__(self) -> None:
-        if isinstance(self.features, int):
+        if not isinstance(self.features, Iterable) or not tuple(self.features):
             raise ValueError(
-                f"features must be a sequence of widths, one a layer; got {self.features}. Write "
-                f"features=({self.features},)."
+                f"features must be a sequence of widths, one a layer; got {self.features!r}. Write "
+                "features=(64,) for a single layer of 64."
             )
-        self.features = tuple(self.features)
-        sizes = (*self.features, self.outputs)
-        if len(sizes) < 2 or any(not isinstance(n, int) or n < 1 for n in sizes):
-            raise ValueError(
-                "features must hold one positive integer a layer, and outputs must be one; got "
-                f"features={self.features}, outputs={self.outputs}."
-            )
+        self.features = tuple(positive_integer("each of features", n) for n in self.features)
+        self.outputs = positive_integer("outputs", self.outputs)
         for name in ("beta", "alpha", "sparsity"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} must be 0 or more; got {getattr(self, name)}.")
+            hint = "It is part of the model: one module for each value."
+            value = number(name, getattr(self, name), "be 0 or more, and finite", hint)
+            setattr(self, name, value)
+        for name in ("activation", "output_activation"):
+            if not callable(getattr(self, name)):
+                raise ValueError(
+                    f"{name} must be a function of an array, such as jnp.tanh; got "
+                    f"{getattr(self, name)!r}."
+                )
         if self.stacked and (len(self.features) < 2 or len(set(self.features)) > 1):
             raise ValueError(
                 "stacked needs two or more layers of one width; got "
@@ -153,26 +156,28 @@ class PTNCN(nn.RNNCellBase):
         self, weights: Weights, carry: PTNCNCarry, x: jax.Array
     ) -> tuple[PTNCNCarry, jax.Array]:
         """`__call__` with given weights, for rules."""
-        self._require_frame("x", x)
+        self._require_frame("x", x, carry)
+        before = carry
         x, state, weights = self._promoted(x, carry.state, weights)
         drives = drive(weights, x, state)
         activity = jax.tree.map(self.activation, drives)
         output, prediction = predict(weights, activity, self.output_activation)
-        return PTNCNCarry(activity, activity, drives, prediction, output), output
+        after = PTNCNCarry(activity, activity, drives, prediction, output)
+        return _as_before(after, before), output
 
     @nn.nowrap
     def corrected(
         self, weights: Weights, carry: PTNCNCarry, target: jax.Array
     ) -> tuple[PTNCNCarry, Errors]:
         """`observe` with given weights, for rules; also the errors."""
-        self._require_frame("target", target)
+        self._require_frame("target", target, carry)
         target, now, weights = self._promoted(target, carry, weights)
         errors = compare(now.output, now.prediction, now.activity, target)
         if not self.beta:
             return carry._replace(state=carry.activity), errors
         f, beta, alpha = self.activation, self.beta, self.alpha
         state = correct(weights, now.drive, errors, f, beta, alpha, self.sparsity)
-        return carry._replace(state=state), errors
+        return carry._replace(state=_as_before(state, carry.state)), errors
 
     @nn.nowrap
     def gather(self, leaves: Mapping[str, Any]) -> Weights:
@@ -258,12 +263,18 @@ class PTNCN(nn.RNNCellBase):
         return jax.tree.unflatten(treedef, promote_dtype(*leaves, dtype=self.dtype))
 
     @nn.nowrap
-    def _require_frame(self, name: str, frame: Any) -> None:
-        """Raises unless a frame has D numbers."""
-        shape = jnp.shape(frame)
-        if len(shape) < 1 or shape[-1] != self.outputs:
+    def _require_frame(self, name: str, frame: Any, carry: PTNCNCarry) -> None:
+        """Raises unless there is a frame of D numbers for each example of the carry."""
+        shape, wanted = jnp.shape(frame), carry.output.shape
+        if shape != wanted:
             raise ValueError(
-                f"{name} must be a frame [B, D] with D = outputs = {self.outputs}; got shape "
-                f"{shape}. A P-TNCN is fed the last frame and predicts the next one: inputs and "
-                "targets have the same D numbers a step (symbols as jax.nn.one_hot)."
+                f"{name} must be a frame [B, D] of shape {wanted}, as its carry has it, with D = "
+                f"outputs = {self.outputs}; got shape {shape}. A P-TNCN is fed the last "
+                "frame and predicts the next one: inputs and targets have the same D numbers a "
+                "step (symbols as jax.nn.one_hot)."
             )
+
+
+def _as_before(new: Any, old: Any) -> Any:
+    """Leaves in the dtypes of those they replace, so that a loop can carry them."""
+    return jax.tree.map(lambda a, b: a.astype(b.dtype), new, old)

@@ -7,9 +7,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from localgrad.cells.rate import RateCell
+from localgrad.core.contract.checks import number, positive_integer
 
 SQUARINGS = 20
 
@@ -75,14 +75,11 @@ class ReservoirCell(RateCell):
     bias_init: Any = dataclasses.field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        self.features = positive_integer("features", self.features)
         for name in ("spectral_radius", "input_scale", "bias_scale"):
-            if not 0 <= getattr(self, name) < np.inf:
-                raise ValueError(f"{name} must be 0 or more; got {getattr(self, name)}.")
-        if not 0 < self.density <= 1:
-            raise ValueError(
-                f"density must lie in (0, 1]; got {self.density}. It is the share of units that "
-                "each unit hears: 10 / features for ten of them."
-            )
+            setattr(self, name, number(name, getattr(self, name), "be 0 or more, and finite"))
+        heard = "It is the share of units that each unit hears: 10 / features for ten of them."
+        self.density = number("density", self.density, "lie in (0, 1]", heard)
         self.kernel_init = _uniform(self.input_scale)
         self.recurrent_kernel_init = _sparse(self.density, self.spectral_radius)
         self.bias_init = _uniform(self.bias_scale)

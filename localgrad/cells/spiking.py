@@ -91,8 +91,10 @@ class LIFCell(nn.RNNCellBase):
 
     def __post_init__(self) -> None:
         self._numbers("decay", "lie in [0, 1]", DECAY_HINT)
-        self._numbers("threshold", "be positive", "Units spike where the voltage exceeds it.")
-        self._numbers("scale", "be 0 or more", "Let the kernels bear the sign.")
+        self._numbers(
+            "threshold", "be positive and finite", "Units spike where the voltage exceeds it."
+        )
+        self._numbers("scale", "be 0 or more, and finite", "Let the kernels bear the sign.")
         if not (np.ndim(self.dampening) == 0 and 0 <= self.dampening < np.inf):
             raise ValueError(f"dampening must be a number, 0 or more; got {self.dampening!r}.")
         if not (np.ndim(self.refractory) == 0 and 0 <= self.refractory == int(self.refractory)):
@@ -239,7 +241,7 @@ class ALIFCell(LIFCell):
 
     def __post_init__(self) -> None:
         self._numbers("adaptation_decay", "lie in [0, 1]", DECAY_HINT)
-        self._numbers("beta", "be 0 or more", "With 0 the threshold is constant.")
+        self._numbers("beta", "be 0 or more, and finite", "With 0 the threshold is constant.")
         super().__post_init__()
 
     @nn.compact

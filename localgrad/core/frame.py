@@ -90,6 +90,7 @@ class Recipe(NamedTuple):
         room: how much B streams may remember, or None for any amount.
         inspect: `batch` raises for what only numbers tell; numbers may be traced, and then do not.
         advice: which rule takes less memory, if this one takes much.
+        observes: whether it corrects the carries of models that look at their targets.
     """
 
     name: str
@@ -107,6 +108,7 @@ class Recipe(NamedTuple):
     room: Room | None = None
     inspect: Callable[[Any], None] = lambda batch: None
     advice: str = ""
+    observes: bool = False
 
 
 class Setup(NamedTuple):
@@ -148,7 +150,8 @@ def windowed_rule(
 ) -> LearningRule:
     """Makes a rule of a recipe; arguments as of `Setup`."""
     require_choices(loss, batch_size, window, reduction)
-    parts(model)  # raises for what is no model
+    if not recipe.observes:
+        _require_unobserving(recipe.name, model)
     setup = Setup(model, loss, recipe, batch_size, window, reduction, example)
     common = {"batch_size": batch_size, "window": window, "reduction": reduction}
     # A function of this rule's own: what is compiled for it goes when it goes.
@@ -161,6 +164,17 @@ def windowed_rule(
         credits=functools.partial(_credits, setup),
         advice=recipe.advice,
     )
+
+
+def _require_unobserving(rule: str, model: Any) -> None:
+    """Raises for a model with parameters that serve a correction which the rule would not make."""
+    for cell in parts(model)[1]:
+        if cell.observes:
+            raise ValueError(
+                f"{rule} cannot train a {cell.name}, whose states are corrected by each target: it "
+                "would leave the correction out, and what serves it would never learn. Use "
+                "localgrad.lra on the model itself, without a Network around it."
+            )
 
 
 def _init(setup: Setup, params: Any) -> Any:

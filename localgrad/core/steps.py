@@ -90,6 +90,34 @@ def over_examples(learn: Callable[[Any], tuple[Any, Any]], xs: Any) -> tuple[Any
     return jax.lax.platform_dependent(xs, cpu=one_by_one, default=together)
 
 
+def over_samples(
+    learn: Callable[[Any], tuple[Any, Any]], xs: Any, at_once: int | None
+) -> tuple[Any, Any]:
+    """Applies `learn` to some samples at a time, and sums what it gives first over these times.
+
+    Args:
+        learn: `leaves [k, ...] -> (to sum, to keep [k, ...])` for k samples.
+        xs: leaves [K, ...].
+        at_once: k, a divisor of K, or None for K.
+
+    Returns:
+        The sum, and what is kept, leaves [K, ...].
+    """
+    count = length(xs)
+    if at_once is None or at_once >= count:
+        return learn(xs)
+    some = split_steps(xs, count // at_once)
+    first = jax.eval_shape(learn, jax.tree.map(lambda a: a[0], some))[0]
+    zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), first)
+
+    def step(total: Any, x: Any) -> tuple[Any, Any]:
+        found, kept = learn(x)
+        return jax.tree.map(jnp.add, total, found), kept
+
+    total, kept = jax.lax.scan(step, zeros, some)
+    return total, merge_steps(kept)
+
+
 def examples_first(tree: Any, axis: int) -> Any:
     """Moves the examples from this axis to the front, leaf by leaf."""
     return jax.tree.map(lambda a: jnp.moveaxis(a, axis, 0), tree)

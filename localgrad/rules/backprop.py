@@ -287,7 +287,9 @@ def _visit(slots: Any, rows: int, instantly: bool, at: Level, q_y: Any) -> tuple
     if not at.below:
         q_y = jax.tree.map(lambda q: q.sum(1, keepdims=True), q_y)
     credit = assign(cell, own, tape, q_y, left)
-    learned = contract(cell, own, pres(cell, own, tape), [post.sum(1) for post in credit.posts])
+    learned = contract(
+        cell.sites, own, pres(cell, own, tape), [post.sum(1) for post in credit.posts]
+    )
     learned |= unowned_whole(cell, own, tape, q_y, left)
     return learned, None, input_credit(cell, own, tape, credit) if at.below else q_y
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from localgrad.core.contract.checks import number
 from localgrad.core.contract.rule import LearningRule, Loss
 from localgrad.core.frame import Frame, Recipe, Window, windowed_rule
 from localgrad.core.model.stack import Stack
@@ -140,13 +141,9 @@ def force(
         networks", 2002,
         https://proceedings.neurips.cc/paper_files/paper/2002/hash/426f990b332ef8193a61cc90516c1245-Abstract.html
     """
-    if not 0 < forgetting <= 1:
-        raise ValueError(
-            f"forgetting must lie in (0, 1]; got {forgetting}. 1 counts all steps alike, 0.99 the "
-            "last 100 or so."
-        )
-    require_ridge(ridge)
-    options = Options(forgetting, ridge)
+    hint = "1 counts all steps alike, 0.99 the last 100 or so."
+    forgetting = number("forgetting", forgetting, "lie in (0, 1]", hint)
+    options = Options(forgetting, require_ridge(ridge))
     rule = windowed_rule(
         model,
         loss,

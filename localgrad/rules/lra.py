@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from localgrad.cells.layers import lower, outer, outers
 from localgrad.cells.phases import Errors, Weights
 from localgrad.cells.ptncn import PTNCN, PTNCNCarry
+from localgrad.core.contract.checks import number
 from localgrad.core.contract.rule import LearningRule, Loss
 from localgrad.core.frame import Frame, Recipe, Window, windowed_rule
 from localgrad.core.model.stack import Stack
@@ -152,6 +153,10 @@ def lra(
         aligning distributed representations", IEEE Transactions on Neural Networks and Learning
         Systems, 2020, https://doi.org/10.1109/TNNLS.2019.2953622, arXiv:1810.07411
     """
+    gamma = number("gamma", gamma, "be finite")
+    if update_radius is not None:
+        hint = "None sets no limit."
+        update_radius = number("update_radius", update_radius, "be positive and finite", hint)
     options = Options(error_rule, w_error, presynaptic, gamma, update_radius)
     _require(model, options)
     if example is None:
@@ -161,10 +166,11 @@ def lra(
         name="lra",
         state=LRAState,
         process=functools.partial(_process, options, model),
-        credits=functools.partial(_credits, options),
+        credits=functools.partial(_credits, options, model),
         settings=options._asdict(),
         default_window=lambda stack, params, steps, alone: even_window(steps),
         inspect=unit_range_inspector(model),
+        observes=True,
     )
     rule = windowed_rule(
         model,
@@ -190,10 +196,6 @@ def _require(model: Any, options: Options) -> None:
     for name, choices in CHOICES.items():
         if getattr(options, name) not in choices:
             raise ValueError(f"{name} must be one of {choices}; got {getattr(options, name)!r}.")
-    if options.update_radius is not None and not options.update_radius > 0:
-        raise ValueError(
-            f"update_radius must be positive, or None for no limit; got {options.update_radius}."
-        )
 
 
 def _process(
@@ -297,9 +299,11 @@ def _clipped(radius: float | None, update: jax.Array) -> jax.Array:
     return update * (radius / jnp.maximum(norm, radius))
 
 
-def _credits(options: Options, stack: Stack, params: Leaves) -> dict[Path, str]:
+def _credits(options: Options, model: PTNCN, stack: Stack, params: Leaves) -> dict[Path, str]:
     """How each parameter is credited, as `localgrad.summary` prints it."""
     del stack
+    if not model.beta:
+        return _uncorrected(options, params)
     errors = "W's update, transposed" if options.error_rule == "transpose" else "change of residual"
     above = "own layer's residual"
     if options.w_error == "prediction":
@@ -307,3 +311,18 @@ def _credits(options: Options, stack: Stack, params: Leaves) -> dict[Path, str]:
     said = {"E": errors, "W": above.replace("own layer's", "layer below's")}
     found = {path: said.get(path[-1][0], "own layer's residual") for path in params}
     return found | {("W1",): "exact, where the loss fits the output"}
+
+
+def _uncorrected(options: Options, params: Leaves) -> dict[Path, str]:
+    """The same of a model with beta = 0, whose states leave no residual."""
+    nothing = "nothing: beta=0 corrects no state, and leaves no residual"
+    found = dict.fromkeys(params, nothing) | {("W1",): "exact, where the loss fits the output"}
+    if options.error_rule == "transpose":
+        found |= {("E1",): "W's update, transposed"}
+    if options.w_error == "prediction":
+        several = [p for p in params if p[-1][0] == "W" and p != ("W1",)]
+        found |= dict.fromkeys(several, "own prediction's error")
+        if options.error_rule == "transpose":
+            feedback = [p for p in params if p[-1][0] == "E"]
+            found |= dict.fromkeys(feedback, "W's update, transposed")
+    return found

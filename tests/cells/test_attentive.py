@@ -227,18 +227,19 @@ def test_local_rules_refuse_it_by_name(rule, streams):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"slots": 4, "features": 0}, "features must be a positive integer; got 0"),
         ({"slots": 0}, "slots must be a positive integer.*got 0"),
         ({"slots": 4, "top_k": 0}, "top_k must be a positive integer.*got 0"),
         ({"slots": 4, "top_k": 5}, "top_k must be at most slots.*top_k=5 and slots=4.*T // attend"),
         ({"slots": 4, "top_k": 2, "attend_every": 0}, "attend_every must be a positive.*got 0"),
-        ({"slots": 4, "top_k": 2, "truncate": 0}, "truncate must be .*None for no cut; got 0"),
+        ({"slots": 4, "top_k": 2, "truncate": 0}, "truncate must be .*got 0.*None never cuts"),
         ({"slots": 4, "top_k": 2, "truncate": True}, "truncate must be .*got True"),
         ({"slots": 4.0, "top_k": 2}, r"slots must be a positive integer.*got 4\.0"),
     ],
 )
 def test_refusals(options, message):
     with pytest.raises(ValueError, match=message):
-        localgrad.SABCell(N, **options)
+        localgrad.SABCell(**{"features": N} | options)
 
 
 SYMBOLS, DELAY, STEPS, STREAMS = 4, 10, 120, 16

@@ -106,11 +106,11 @@ def test_it_can_be_a_static_argument():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"spectral_radius": -0.1}, "spectral_radius must be 0 or more; got -0.1"),
-        ({"input_scale": float("inf")}, "input_scale must be 0 or more; got inf"),
-        ({"bias_scale": float("nan")}, "bias_scale must be 0 or more; got nan"),
-        ({"density": 0.0}, r"density must lie in \(0, 1\]; got 0.0.*10 / features"),
-        ({"density": 10}, r"density must lie in \(0, 1\]; got 10"),
+        ({"spectral_radius": -0.1}, "spectral_radius must be .* 0 or more, and finite; got -0.1"),
+        ({"input_scale": float("inf")}, "input_scale must be .* 0 or more, and finite; got inf"),
+        ({"bias_scale": float("nan")}, "bias_scale must be .* 0 or more, and finite; got nan"),
+        ({"density": 0.0}, r"density must .*lie in \(0, 1\]; got 0.0.*10 / features"),
+        ({"density": 10}, r"density must .*lie in \(0, 1\]; got 10"),
         ({"alpha": 0.0}, "alpha must lie in"),
     ],
 )

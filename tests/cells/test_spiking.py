@@ -196,7 +196,7 @@ WRONG = [
     ({"decay": np.array([0.1, -0.2, 0.3])}, r"decay must lie in \[0, 1\]; got values from -0.2"),
     ({"decay": np.full(2, 0.5)}, r"decay must be a number or .* \(3,\).*got shape \(2,\)"),
     ({"decay": float("nan")}, r"decay must lie in"),
-    ({"threshold": 0.0}, "threshold must be positive; got values from 0.0"),
+    ({"threshold": 0.0}, "threshold must be positive and finite; got values from 0.0"),
     ({"threshold": float("inf")}, "threshold must be positive"),
     ({"scale": -1.0}, "scale must be 0 or more"),
     ({"dampening": -0.1}, "dampening must be a number, 0 or more; got -0.1"),
@@ -206,7 +206,7 @@ WRONG = [
 ]
 WRONG_ADAPTING = [
     ({"adaptation_decay": -0.1}, r"adaptation_decay must lie in \[0, 1\]"),
-    ({"beta": -0.1}, "beta must be 0 or more; got values from -0.1"),
+    ({"beta": -0.1}, "beta must be 0 or more, and finite; got values from -0.1"),
     ({"beta": np.ones((3, 1))}, r"beta must be .*\(3,\).*got shape \(3, 1\)"),
 ]
 

@@ -89,7 +89,9 @@ def _nnx() -> dict[str, Any]:
 
 MODELS: dict[str, Model] = {
     "rate": Model(_read(lambda: _rate(N)), ("rate",)),
-    "rate_alpha": Model(_read(lambda: _rate(N, alpha=_leaks, learn_alpha=True)), ("rate_alpha",)),
+    "rate_alpha": Model(
+        _read(lambda: _rate(N, alpha=_leaks, learn_alpha=True)), ("rate_alpha",), ("tuned",)
+    ),
     "simple": Model(_read(lambda: nn.SimpleCell(N, **_stock)), ("simple",)),
     "gru": Model(_read(lambda: nn.GRUCell(N, **_stock)), ("gru",), ("gated",)),
     "lstm": Model(_read(lambda: nn.LSTMCell(N, **_stock)), ("lstm",), ("gated",)),
@@ -105,7 +107,7 @@ MODELS: dict[str, Model] = {
     "lru": Model(
         _read(lambda: localgrad.LRUCell(N, param_dtype=jnp.float64)),
         ("lru",),
-        ("gated",),
+        ("gated", "tuned"),
     ),
     "two_alif": Model(
         _read(
@@ -131,6 +133,7 @@ MODELS: dict[str, Model] = {
             encoder=lambda: nn.Embed(SYMBOLS, IN),
         ),
         ("rate_alpha", "simple"),
+        ("tuned",),
         symbols=True,
     ),
 }

@@ -94,7 +94,7 @@ def noisy_process(scale, frame, state, window):
         ran = run(stack, params, carry, window.inputs, window.reset, nudges=nudges)
         values = frame.objective.values(ran.outputs, window.targets, window.weight)
         written = merge_steps((pres(cell, own, ran.tapes[0]), noise))
-        by_row = jax.vmap(lambda pre, post: outer(cell, own, pre, post))
+        by_row = jax.vmap(lambda pre, post: outer(cell.sites, own, pre, post))
         by_step = by_row(*jax.tree.map(lambda a: a[:, None], written))
         by_step = jax.tree.map(lambda a: a.reshape(steps, B, *a.shape[1:]), by_step)
         grown = {}

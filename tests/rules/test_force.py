@@ -278,11 +278,11 @@ def test_memory_does_not_grow_with_time():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"forgetting": 0.0}, r"forgetting must lie in \(0, 1\]; got 0.0"),
-        ({"forgetting": 1.1}, r"forgetting must lie in \(0, 1\]; got 1.1"),
-        ({"forgetting": float("nan")}, "forgetting must lie"),
-        ({"ridge": 0.0}, "ridge must be positive; got 0.0"),
-        ({"ridge": -1.0}, "ridge must be positive; got -1.0"),
+        ({"forgetting": 0.0}, r"forgetting must .*lie in \(0, 1\]; got 0.0"),
+        ({"forgetting": 1.1}, r"forgetting must .*lie in \(0, 1\]; got 1.1"),
+        ({"forgetting": float("nan")}, "forgetting must .*lie"),
+        ({"ridge": 0.0}, "ridge must be .*positive and finite; got 0.0"),
+        ({"ridge": -1.0}, "ridge must be .*positive and finite; got -1.0"),
         ({"window": 0}, "window must be a positive integer"),
     ],
 )

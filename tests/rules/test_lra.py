@@ -251,7 +251,12 @@ def refused(**kwargs):
         (refused(error_rule="both"), "error_rule must be one of .*'both'"),
         (refused(w_error="e"), "w_error must be one of"),
         (refused(presynaptic=None), "presynaptic must be one of"),
-        (refused(update_radius=0), "update_radius must be positive, or None.*got 0"),
+        (
+            refused(update_radius=0),
+            "update_radius must be .*positive and finite; got 0.*None sets no limit",
+        ),
+        (refused(update_radius=float("inf")), "update_radius must be .*got inf"),
+        (refused(gamma=float("nan")), "gamma must be .*finite; got nan"),
         (
             lambda: make(localgrad.Network((nn.GRUCell(3),), readout=nn.Dense(D))),
             "lra trains a localgrad.PTNCN.*got Network.*eprop",

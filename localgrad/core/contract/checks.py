@@ -2,10 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from numbers import Integral, Real
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+LEGAL: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "lie in [0, 1]": lambda a: (a >= 0) & (a <= 1),
+    "lie in (0, 1]": lambda a: (a > 0) & (a <= 1),
+    "be finite": np.isfinite,
+    "be 0 or more, and finite": lambda a: (a >= 0) & (a < np.inf),
+    "be positive and finite": lambda a: (a > 0) & (a < np.inf),
+}
+"""What may be asked of numbers, in the words of the message."""
+
+
+def number(name: str, value: Any, must: str, hint: str = "") -> float:
+    """A plain number that is what it must be, one of `LEGAL`; raises for any other."""
+    real = isinstance(value, Real) and not isinstance(value, bool | np.bool_)
+    if not real or not LEGAL[must](np.asarray(value, np.float64)):
+        raise ValueError(
+            f"{name} must be a Python number and {must}; got {value!r}. {hint}".strip()
+        )
+    return float(value)
+
+
+def positive_integer(name: str, value: Any, hint: str = "") -> int:
+    """A positive integer, NumPy's too; raises for anything else."""
+    if not isinstance(value, Integral) or isinstance(value, bool | np.bool_) or value < 1:
+        raise ValueError(f"{name} must be a positive integer; got {value!r}. {hint}".strip())
+    return int(value)
 
 
 def require_choices(loss: Any, batch_size: int | None, window: int | None, reduction: str) -> None:
@@ -16,7 +45,8 @@ def require_choices(loss: Any, batch_size: int | None, window: int | None, reduc
             "Any optax loss of one time step will do, e.g. optax.l2_loss."
         )
     for name, value in (("batch_size", batch_size), ("window", window)):
-        if value is not None and (not isinstance(value, int) or value < 1):
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        if value is not None and (not whole or value < 1):
             raise ValueError(f"{name} must be a positive integer or None; got {value!r}.")
     if reduction not in ("mean", "sum"):
         raise ValueError(f'reduction must be "mean" or "sum"; got {reduction!r}.')

@@ -7,6 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+NOISES = ("gaussian", "rademacher")
+
 
 def require_key(key: Any) -> None:
     """Raises unless `key` is a typed PRNG key."""
@@ -32,3 +34,9 @@ def step_keys(key: jax.Array, clock: jax.Array, steps: int) -> jax.Array:
         Keys [W].
     """
     return jax.vmap(lambda t: jax.random.fold_in(key, t))(clock + jnp.arange(steps))
+
+
+def drawn(key: jax.Array, shape: tuple[int, ...], noise: str, dtype: Any) -> jax.Array:
+    """Independent numbers of mean 0 and variance 1, `"gaussian"` or -1 and 1 (`"rademacher"`)."""
+    draw = jax.random.normal if noise == "gaussian" else jax.random.rademacher
+    return draw(key, shape, dtype=jnp.promote_types(dtype, jnp.float32))

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from localgrad.core.model.synapses import dependencies
 from localgrad.core.steps import merge_steps, split_steps
 
 
@@ -101,7 +102,7 @@ def _losses(loss: Callable[[Any, Any], jax.Array], outputs: Any, targets: Any, r
             f"loss(outputs, targets) must be a floating number; got dtype {found.dtype}, which has "
             "no gradient."
         )
-    if _depends_on_count(loss, outputs, targets, found.shape):
+    if _depends_on_count(loss, outputs, targets, found.shape) or _unpaired(loss, outputs, targets):
         raise ValueError(
             f"loss(outputs, targets) compares rows with each other: got shape {found.shape} {seen}."
             " Do batch.targets lack the outputs' last axis? Give them [B, T, O]."
@@ -120,6 +121,26 @@ def _depends_on_count(loss: Any, outputs: Any, targets: Any, shape: tuple[int, .
     except Exception:  # it takes this number of rows only, as a loss with weights [B] does
         return False
     return found.shape[1:] != shape[1:]
+
+
+def _unpaired(loss: Any, outputs: Any, targets: Any) -> bool:
+    """Whether it makes do with more targets than outputs, as where one broadcasts over the other.
+
+    A program that calls out of JAX cannot be told from one that does, nor one without targets.
+    """
+
+    def longer(tree: Any, rows: int) -> Any:
+        return jax.tree.map(
+            lambda a: jax.ShapeDtypeStruct((a.shape[0] + rows, *a.shape[1:]), a.dtype), tree
+        )
+
+    try:
+        program = jax.make_jaxpr(loss)(longer(outputs, 2), longer(targets, 3))
+    except Exception:
+        return False
+    count = len(jax.tree.leaves(outputs))
+    uses_targets = any(i >= count for out in dependencies(program.jaxpr) for i in out)
+    return uses_targets and "callback" not in str(program)
 
 
 def _kept(counts: jax.Array, a: jax.Array) -> jax.Array:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from localgrad.core.model.isolation import require_apart
 from localgrad.core.model.modules import LinenModule, Module, NNXModule, as_module, impure
 from localgrad.core.model.network import Network
-from localgrad.core.model.synapses import Anatomy, dissect
+from localgrad.core.model.synapses import Anatomy, dependencies, dissect
 from localgrad.core.params import Leaves, Path, under
 
 
@@ -147,6 +147,7 @@ def _emits(label: str, module: Module, params: Leaves, x: Any) -> Any:
             ) from error
         raise impure(error, module.name) or error from error
     _require_floating(module, out)
+    _require_used(label, module, params, x)
     require_apart(label, module, params, x)
     return out
 
@@ -172,8 +173,23 @@ def _settled(cell: Module, params: Leaves, x: Any, key: jax.Array) -> tuple[Any,
             )
         carry = jax.tree.map(lambda a, b: a.astype(jnp.promote_types(a.dtype, b.dtype)), carry, new)
     _require_floating(cell, y)
+    if not cell.observes:
+        _require_used("the cell", cell, params, carry, x)
     require_apart(cell.name, cell, params, carry, x)
     return carry, y
+
+
+def _require_used(label: str, module: Module, params: Leaves, *args: Any) -> None:
+    """Raises for parameters that no output depends on, which no rule would ever change."""
+    program = jax.make_jaxpr(module.apply)(params, *args)
+    used = set().union(*dependencies(program.jaxpr))
+    numbers = jax.tree.unflatten(jax.tree.structure(params), range(len(params)))
+    for path in params:
+        if numbers[path] not in used:
+            raise ValueError(
+                f"params hold {'/'.join(path)}, which {label} ({module.name}) does not use: it "
+                "would never learn. Are they another model's, or of other settings?"
+            )
 
 
 def _require_carry(cell: Module, carry: Any, batch: int) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import jax
 
-from localgrad.core.model.synapses import Anatomy, record
+from localgrad.core.model.synapses import Anatomy, Site, record
 from localgrad.core.params import Leaves, accumulator, placed, under
 from localgrad.core.passes.forward import Tape
 from localgrad.core.steps import length, merge_steps, split_steps
@@ -17,35 +19,35 @@ def pres(cell: Anatomy, params: Leaves, tape: Tape) -> list[jax.Array]:
     return split_steps(received, length(tape.xs))
 
 
-def contract(cell: Anatomy, params: Leaves, received: list, posts: list) -> Leaves:
+def contract(sites: Sequence[Site], params: Leaves, received: list, posts: list) -> Leaves:
     """What the synapses learn: each layer's own VJP on its (pre, post), summed over W and B.
 
     Args:
-        cell: its anatomy.
+        sites: the synapse calls of a cell, an encoder or a readout.
         params: its parameters.
-        received: pre of each synapse call, [W, B, ...].
+        received: pre of each call, [W, B, ...].
         posts: credit of each drive, [W, B, D].
 
     Returns:
         A gradient for every leaf that a synapse owns, at least float32.
     """
-    return outer(cell, params, merge_steps(received), merge_steps(posts))
+    return outer(sites, params, merge_steps(received), merge_steps(posts))
 
 
-def outer(cell: Anatomy, params: Leaves, received: list, posts: list) -> Leaves:
+def outer(sites: Sequence[Site], params: Leaves, received: list, posts: list) -> Leaves:
     """The layers' VJPs on (pre, post) with one leading axis, which they sum over.
 
     Args:
-        cell: its anatomy.
+        sites: the synapse calls of a cell, an encoder or a readout.
         params: its parameters.
-        received: pre of each synapse call, [M, ...].
+        received: pre of each call, [M, ...].
         posts: credit of each drive, [M, D].
 
     Returns:
         A gradient for every leaf that a synapse owns, at least float32.
     """
     grads: Leaves = {}
-    for site, pre, post in zip(cell.sites, received, posts, strict=True):
+    for site, pre, post in zip(sites, received, posts, strict=True):
         own = {p: v.astype(accumulator(v)) for p, v in under(params, site.layer.path).items()}
         drive, pull = jax.vjp(lambda v, pre=pre, site=site: site.layer.apply(v, pre), own)
         (found,) = pull(post.astype(drive.dtype))

@@ -198,7 +198,7 @@ def _visit(
     given, probed = _halves(left, count)
     posts, own_posts = _halves(credit.posts, count)
     received, unowned = pres(cell, own, tape), unowned_by_example(cell, own, tape, q_y, given)
-    grads = contract(cell, own, received, [post[:, 0] for post in posts])
+    grads = contract(cell.sites, own, received, [post[:, 0] for post in posts])
     grads |= {path: q[0].sum(0) for path, q in unowned.items()}
     examples = functools.partial(jnp.moveaxis, source=2, destination=0)
     silent_units = closing or not live
@@ -324,7 +324,7 @@ def _written(stack: Stack, params: Leaves, rows: Rows, x: Any) -> tuple[Leaves, 
     own: Leaves = {}
     for level, prefix in enumerate(stack.prefixes):
         cell, leaves, received = stack.cells[level], under(params, prefix), rows.received[level]
-        learn = functools.partial(outer, cell, leaves, received)
+        learn = functools.partial(outer, cell.sites, leaves, received)
         each = dict(rows.unowned[level])
         if cell.sites and level + 1 < len(stack.cells):
             each |= jax.vmap(learn)(rows.posts[level])

@@ -138,7 +138,7 @@ def learn_units(
         probes = 0 if closing else len(live)
         left, entering = sweep_units(cell, params, tape, signal, live, probes, method)
     credit = assign(cell, params, tape, signal, left)
-    grads = contract(cell, params, received, row(credit.posts, 0))
+    grads = contract(cell.sites, params, received, row(credit.posts, 0))
     first = None if left is None else jax.tree.map(lambda q: q[:, :1], left)
     grads |= unowned_whole(cell, params, tape, signal, first)
     if not live or (opening and closing):
@@ -209,7 +209,7 @@ def _learn_example(
         return recalled, {}
     # A loop over S, not a vmap: a product with a batch axis of 1 is a third slower on CPU.
     each = [
-        outer(cell, params, at.received, [post[s] for post in at.posts])
+        outer(cell.sites, params, at.received, [post[s] for post in at.posts])
         for s in range(len(at.entering))
     ]
     window = jax.tree.map(lambda *leaves: jnp.stack(leaves), *each) | at.unowned

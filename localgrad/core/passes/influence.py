@@ -140,7 +140,7 @@ def _visit(methods: list[Method], closing: bool, at: Level, q_y: Any) -> tuple[L
     credit = assign(cell, own, tape, q_y, left)
     received = pres(cell, own, tape)
     unowned = unowned_by_example(cell, own, tape, q_y, left)
-    learned = contract(cell, own, received, row(credit.posts, 0))
+    learned = contract(cell.sites, own, received, row(credit.posts, 0))
     learned |= {path: q[0].sum(0) for path, q in unowned.items()}
     part = (
         slice(count, count + size),
@@ -193,7 +193,10 @@ def carried(stack: Stack, params: Leaves, influence: Any, rows: Rows, xs: Any) -
             if stack.cells[level].sites:
                 each |= jax.vmap(
                     lambda post, level=level, prefix=prefix: outer(
-                        stack.cells[level], under(params, prefix), rows_b.received[level], post
+                        stack.cells[level].sites,
+                        under(params, prefix),
+                        rows_b.received[level],
+                        post,
                     )
                 )(rows_b.posts[level])
             written |= placed(each, prefix)

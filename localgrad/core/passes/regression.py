@@ -7,8 +7,8 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
+from localgrad.core.contract.checks import number
 from localgrad.core.model.modules import Module
 from localgrad.core.params import Leaves, Path
 
@@ -32,14 +32,13 @@ def require_linear(asker: str, readout: Module | None, params: Leaves) -> None:
         )
 
 
-def require_ridge(ridge: float) -> None:
-    """Raises unless the penalty is positive."""
-    if not 0 < ridge < np.inf:
-        raise ValueError(
-            f"ridge must be positive; got {ridge}. It is what a squared weight counts, where the "
-            "squared error of one step and example counts 1; a small one, such as 1e-6, hardly "
-            "does."
-        )
+def require_ridge(ridge: Any) -> float:
+    """The penalty, in plain numbers; raises unless it is positive."""
+    hint = (
+        "It is what a squared weight counts, where the squared error of one step and example "
+        "counts 1; a small one, such as 1e-6, hardly does."
+    )
+    return number("ridge", ridge, "be positive and finite", hint)
 
 
 def shape_of(params: Leaves) -> tuple[int, int]:

@@ -1,0 +1,145 @@
+"""A window run forward with all its synapses heard, and nudged: what perturbation rules look at.
+
+Nothing is differentiated. Letters: B batch, W steps of the window, D width of a drive.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+
+from localgrad.core.model.modules import Layer, Module
+from localgrad.core.model.nodes import Node, nodes_of
+from localgrad.core.model.stack import Stack
+from localgrad.core.model.synapses import OUTPUT, Site
+from localgrad.core.params import Leaves, Path, under
+from localgrad.core.passes.contraction import pres
+from localgrad.core.passes.forward import forward
+from localgrad.core.steps import length, merge_steps, split_steps
+
+Nudges = Sequence[Mapping[int, jax.Array]]
+"""For each part of a model, what to add to its drives, by number of the synapse call, [W, B, D]."""
+
+
+class Part(NamedTuple):
+    """A part of a model, and what its synapses received and gave in a window.
+
+    Attributes:
+        label: encoder, cell or readout, as messages call it.
+        prefix: where its parameters lie in the model's.
+        sites: its synapse calls.
+        nodes: the calls of each node.
+        instant: for each node, whether it reaches the loss of its own step alone.
+        received: what each call received, [W, B, ...].
+        drives: what each call gave, nudges included, [W, B, D].
+    """
+
+    label: str
+    prefix: Path
+    sites: tuple[Site, ...]
+    nodes: tuple[Node, ...]
+    instant: tuple[bool, ...]
+    received: list[jax.Array]
+    drives: list[jax.Array]
+
+
+class Heard(NamedTuple):
+    """A window, heard.
+
+    Attributes:
+        carries: each cell's carry after it.
+        parts: encoder, cells, readout, as far as there are any.
+        ys: the highest cell's outputs, leaves [W, B, ...].
+        outputs: the model's, leaves [W, B, ...].
+    """
+
+    carries: tuple[Any, ...]
+    parts: list[Part]
+    ys: Any
+    outputs: Any
+
+
+def hear(
+    stack: Stack,
+    params: Leaves,
+    carries: Any,
+    xs: Any,
+    reset: jax.Array | None,
+    nudges: Nudges | None = None,
+) -> Heard:
+    """Runs a model over a window.
+
+    Args:
+        stack: the model, taken apart.
+        params: its parameters.
+        carries: each cell's carry before the window, leaves [B, N].
+        xs: inputs, leaves [W, B, ...].
+        reset: [W, B] bool, or None.
+        nudges: for each part, or None for none.
+
+    Returns:
+        What was heard.
+    """
+    left = [] if nudges is None else list(nudges)
+    last, parts = [], []
+
+    def own_nudges() -> Mapping[int, jax.Array]:
+        return left.pop(0) if left else {}
+
+    zs = xs
+    if stack.encoder is not None:
+        part, zs = _memoryless("encoder", stack.encoder, params, zs, own_nudges())
+        parts.append(part._replace(instant=(False,) * len(part.nodes)))
+    for level in stack.levels:
+        cell, own = stack.cells[level], under(params, stack.prefixes[level])
+        carry, tape = forward(
+            cell, own, carries[level], zs, reset, stack.initial[level], nudges=own_nudges()
+        )
+        nodes = nodes_of(cell, own, stack.initial[level], stack.fed[level])
+        highest = level == stack.levels[-1]
+        instant = tuple(highest and all(cell.sites[i].role == OUTPUT for i in n) for n in nodes)
+        heard = pres(cell, own, tape), tape.drives
+        name = stack.name(level)
+        parts.append(Part(name, stack.prefixes[level], cell.sites, nodes, instant, *heard))
+        last.append(carry)
+        zs = tape.ys
+    outputs = zs
+    if stack.readout is not None:
+        part, outputs = _memoryless("readout", stack.readout, params, zs, own_nudges())
+        parts.append(part)
+    return Heard(tuple(last), parts, zs, outputs)
+
+
+def _memoryless(
+    label: str, module: Module, params: Leaves, xs: Any, nudges: Mapping[int, jax.Array]
+) -> tuple[Part, Any]:
+    """A module without memory on all steps at once; each call is a node of its own."""
+    own, steps = under(params, (label,)), length(xs)
+    sites: list[Site] = []
+    received: list[jax.Array] = []
+    drives: list[jax.Array] = []
+
+    def tap(layer: Layer, pre: Any) -> jax.Array:
+        drive = layer.apply(under(own, layer.path), pre)
+        nudge = nudges.get(len(sites))
+        if nudge is not None:
+            drive = drive + merge_steps(nudge).astype(drive.dtype)
+        spec = jax.ShapeDtypeStruct(drive.shape, drive.dtype)
+        sites.append(Site(layer, OUTPUT, spec, True, frozenset()))
+        received.append(pre)
+        drives.append(drive)
+        return drive
+
+    outputs = split_steps(module.tapped(own, tap, merge_steps(xs)), steps)
+    nodes = tuple((i,) for i in range(len(sites)))
+    heard = [split_steps(a, steps) for a in (received, drives)]
+    return Part(label, (label,), tuple(sites), nodes, (True,) * len(nodes), *heard), outputs
+
+
+def unheard(part: Part, params: Leaves) -> list[Path]:
+    """The parameters of a part that no synapse owns, by their whole path."""
+    own = under(params, part.prefix)
+    heard = {p for site in part.sites for p in own if p[: len(site.layer.path)] == site.layer.path}
+    return [part.prefix + path for path in own if path not in heard]

@@ -1,0 +1,304 @@
+"""Copies of each example with weights of their own: what the rules that disturb parameters share.
+
+Letters: B batch, W steps of a window, K samples, S signs of the noise, P parameters.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from localgrad.core.contract.noise import drawn, require_key
+from localgrad.core.frame import Frame, Recipe, Window
+from localgrad.core.model.stack import Stack
+from localgrad.core.params import Leaves, Path, accumulator
+from localgrad.core.passes.disturb import Noise, Scored, restarted
+from localgrad.core.passes.run import Pass, run
+from localgrad.core.steps import even_window, length, over_samples
+
+
+class ParticleState(NamedTuple):
+    """State of `weight_perturbation`, `pes` and `forward_gradient` on weights.
+
+    Attributes:
+        loss: mean loss of the last call, without noise.
+        carry: the model's carry without noise (streaming), or None.
+        initial_carry: the model's initial carry (streaming), or None.
+        deviation: how far each copy's carry is from it, leaves [K, S, B, ...] (streaming).
+        noise: by parameter path [K, B, ...], that of now, in units of its deviation (streaming).
+        met: likewise, the sum of what was drawn in the sequence (streaming, if it is drawn anew).
+        since: [B], steps since the sequence began (streaming).
+        key: what noise is drawn from.
+        clock: how many steps have been seen.
+    """
+
+    loss: jax.Array
+    carry: Any = None
+    initial_carry: Any = None
+    deviation: Any = None
+    noise: Any = None
+    met: Any = None
+    since: Any = None
+    key: Any = None
+    clock: Any = None
+
+    outlives = ("key", "clock")
+
+
+class Options(NamedTuple):
+    """What these rules differ in, and what they were told.
+
+    Attributes:
+        rule: its name.
+        noise: how parameters are disturbed.
+        samples: K.
+        at_once: how many of them at a time, or None for all.
+        lifetime: steps from one draw to the next, or None for one draw a sequence.
+        credit: `"causal"` or `"step"`.
+        key: to begin with.
+    """
+
+    rule: str
+    noise: Noise
+    samples: int
+    at_once: int | None
+    lifetime: int | None
+    credit: str
+    key: jax.Array
+
+    @property
+    def sums(self) -> bool:
+        """Whether more noise is paid than that of now."""
+        return self.lifetime is not None and self.credit == "causal"
+
+
+class _Particles(NamedTuple):
+    """What some samples go on from; as of `ParticleState`."""
+
+    deviation: Any
+    noise: Leaves
+    met: Leaves
+
+
+class _Stretch(NamedTuple):
+    """Steps with the same noise, and what all samples share of them.
+
+    Attributes:
+        window: the steps; a reset only before the first.
+        carries: each cell's clean carry before them.
+        last: each cell's clean carry after them.
+        clean: [W, B], their losses without noise.
+        renewed: [B], whether noise is drawn anew before them, or None where it may not be.
+        begins: [B], whether a sequence begins with them.
+        clock: the number of the first.
+    """
+
+    window: Window
+    carries: Any
+    last: Any
+    clean: jax.Array
+    renewed: jax.Array
+    begins: jax.Array
+    clock: jax.Array
+
+
+def recipe_of(options: Options, told: dict[str, Any]) -> Recipe:
+    """The recipe of a rule; raises for a key that is none."""
+    require_key(options.key)
+    return Recipe(
+        name=options.rule,
+        state=ParticleState,
+        process=functools.partial(_process, options),
+        credits=functools.partial(_credits, options),
+        settings=told,
+        remember=functools.partial(_nothing_yet, options),
+        draw=lambda params: {"key": options.key, "clock": jnp.zeros((), jnp.uint32)},
+        default_window=lambda stack, params, steps, alone: even_window(steps),
+    )
+
+
+def _process(options: Options, frame: Frame, state: ParticleState, window: Window) -> tuple:
+    """One window: at once where noise is drawn at its start at most, else step by step."""
+    learn = functools.partial(_stretch, options, frame, state.key)
+    carries = frame.stack.unpack(state.carry)
+    particles = _Particles(state.deviation, state.noise, state.met)
+    work = (carries, particles, state.since, state.clock)
+    if options.lifetime is None and window.reset is None:
+        work, (grads, values) = learn(work, window)
+    else:
+
+        def step(so_far: tuple, now: Window) -> tuple[tuple, jax.Array]:
+            work, total = so_far
+            work, (found, values) = learn(work, jax.tree.map(lambda a: a[None], now))
+            return (work, jax.tree.map(jnp.add, total, found)), values[0]
+
+        blank = {p: jnp.zeros(leaf.shape, accumulator(leaf)) for p, leaf in frame.params.items()}
+        (work, grads), values = jax.lax.scan(step, (work, blank), window)
+    carries, particles, since, clock = work
+    state = state._replace(
+        carry=frame.stack.pack(carries), **particles._asdict(), since=since, clock=clock
+    )
+    scale = frame.objective.scale / options.samples
+    return state, {path: g * scale.astype(g.dtype) for path, g in grads.items()}, values
+
+
+def _stretch(
+    options: Options, frame: Frame, key: jax.Array, work: tuple, window: Window
+) -> tuple[tuple, tuple[Leaves, jax.Array]]:
+    """Some steps with the same noise: the clean copy, then some noisy ones at a time."""
+    carries, particles, since, clock = work
+    steps = length(window.inputs)
+    ran = run(frame.stack, frame.params, carries, window.inputs, window.reset)
+    clean = frame.objective.values(ran.outputs, window.targets, window.weight)
+    if window.reset is not None:
+        since = jnp.where(window.reset[0], 0, since)
+    begins = since == 0
+    renewed = begins if options.lifetime is None else since % options.lifetime == 0
+    at = _Stretch(window, carries, ran.carries, clean, renewed, begins, clock)
+    some = functools.partial(_some_samples, options, frame, jax.random.fold_in(key, clock), at)
+    grads, particles = over_samples(some, (jnp.arange(options.samples), particles), options.at_once)
+    clock = clock + jnp.asarray(steps, clock.dtype)
+    return (ran.carries, particles, since + steps, clock), (grads, clean)
+
+
+def _some_samples(
+    options: Options, frame: Frame, key: jax.Array, at: _Stretch, given: tuple
+) -> tuple[Leaves, _Particles]:
+    """What some samples say, summed over them, and what becomes of them."""
+    numbers, particles = given
+    noise, met = _renewed(options, key, at, numbers, particles)
+    scored = Scored(frame.objective, at.window.targets, at.window.weight, at.clean)
+    deviation, gaps = _disturbed(options.noise, frame, at, scored, particles.deviation, noise)
+    gaps = gaps.sum(0)  # [K, B]
+    paid = met if options.sums else noise
+    grads = {path: jnp.einsum("kb,kb...->...", gaps.astype(z.dtype), z) for path, z in paid.items()}
+    return grads, _Particles(deviation, noise, met)
+
+
+def _renewed(
+    options: Options, key: jax.Array, at: _Stretch, numbers: jax.Array, before: _Particles
+) -> tuple[Leaves, Leaves]:
+    """The noise of these steps, and all that was met, [K, B, ...]."""
+    keys = jax.vmap(lambda k: jax.random.fold_in(key, k))(numbers)
+
+    def anew(held: tuple[Leaves, Leaves]) -> tuple[Leaves, Leaves]:
+        noise, met = dict(held[0]), dict(held[1])
+        for n, (path, old) in enumerate(held[0].items()):
+            fresh = jax.vmap(
+                lambda k, n=n, old=old: drawn(
+                    jax.random.fold_in(k, n), old.shape[1:], options.noise.kind, old.dtype
+                )
+            )(keys).astype(old.dtype)
+
+            def where(flags: jax.Array, a: Any, b: jax.Array) -> jax.Array:
+                return jnp.where(flags.reshape(1, -1, *(1,) * (b.ndim - 2)), a, b)
+
+            noise[path] = where(at.renewed, fresh, old)
+            if path in met:
+                kept = where(at.begins, 0, met[path])
+                met[path] = where(at.renewed, kept + fresh, kept)
+        return noise, met
+
+    return jax.lax.cond(at.renewed.any(), anew, lambda held: held, (before.noise, before.met))
+
+
+def _disturbed(
+    how: Noise, frame: Frame, at: _Stretch, scored: Scored, deviation: Any, noise: Leaves
+) -> tuple[Any, jax.Array]:
+    """The copies' deviations after these steps, and what their losses tell, [W, K, B]."""
+    window, stack = at.window, frame.stack
+    along = (at.carries, stack.initial, window.inputs, window.reset)
+    if how.scale is None:
+        scores = (window.targets, window.weight)
+        each = functools.partial(_tangent, frame)
+        each = jax.vmap(each, (0, 0, 0, 0, 1, 1, 1), (0, 1))  # examples
+        each = jax.vmap(each, (0, 0, *(None,) * 5), (0, 1))  # samples
+        moved = jax.tree.map(lambda a: a[:, 0], deviation)
+        deviation, gaps = each(moved, noise, *along, scores)
+        return jax.tree.map(lambda a: a[:, None], deviation), gaps
+
+    each = functools.partial(_copy, frame, how.scale)
+    each = jax.vmap(each, (None, 0, 0, 0, 0, 1, 1), (0, 1))  # examples
+    each = jax.vmap(each, (0, 0, *(None,) * 5), (0, 1))  # signs
+    each = jax.vmap(each, (None, 0, 0, *(None,) * 4), (0, 1))  # samples
+    carries, outputs = each(jnp.array(how.signs), deviation, noise, *along)
+    apart = jax.tree.map(lambda a, b: a - b[None, None], carries, at.last)
+    return restarted(apart), scored.gaps(how, outputs)
+
+
+def _copy(
+    frame: Frame,
+    scale: float,
+    sign: jax.Array,
+    deviation: Any,
+    noise: Leaves,
+    carries: Any,
+    initial: Any,
+    x: Any,
+    reset: Any,
+) -> tuple[Any, Any]:
+    """One example with weights of its own: its carry, leaves [N], and outputs, leaves [W, ...]."""
+    own = {
+        path: (leaf + sign * scale * noise[path]).astype(leaf.dtype)
+        for path, leaf in frame.params.items()
+    }
+    ran = _alone(frame, own, jax.tree.map(jnp.add, carries, deviation), initial, x, reset)
+    return jax.tree.map(lambda a: a.squeeze(0), ran.carries), jax.tree.map(
+        lambda a: a.squeeze(1), ran.outputs
+    )
+
+
+def _tangent(
+    frame: Frame,
+    deviation: Any,
+    noise: Leaves,
+    carries: Any,
+    initial: Any,
+    x: Any,
+    reset: Any,
+    scores: tuple,
+) -> tuple[Any, jax.Array]:
+    """How one example's carry, leaves [N], and losses [W] answer to small changes of weights."""
+    targets, weight = jax.tree.map(lambda a: jnp.expand_dims(a, 1), scores)
+
+    def go(params: Leaves, carries: Any) -> tuple[Any, jax.Array]:
+        ran = _alone(frame, params, carries, initial, x, reset)
+        return ran.carries, frame.objective.values(ran.outputs, targets, weight)
+
+    moved = ({p: noise[p].astype(leaf.dtype) for p, leaf in frame.params.items()}, deviation)
+    apart, gaps = jax.jvp(go, (frame.params, carries), moved)[1]
+    return jax.tree.map(lambda a: a.squeeze(0), apart), gaps.squeeze(1)
+
+
+def _alone(frame: Frame, params: Leaves, carries: Any, initial: Any, x: Any, reset: Any) -> Pass:
+    """Runs one example as a batch of one; leaves [N], [W, ...]."""
+    carries, initial = jax.tree.map(lambda a: a[None], (carries, initial))
+    x, reset = jax.tree.map(lambda a: jnp.expand_dims(a, 1), (x, reset))
+    return run(frame.stack._replace(initial=initial), params, carries, x, reset)
+
+
+def _nothing_yet(options: Options, stack: Stack, params: Leaves, x: Any) -> dict[str, Any]:
+    """What is remembered at the start of B sequences."""
+    batch, samples = length(x), options.samples
+    copies = (samples, len(options.noise.signs))
+    noise = {
+        path: jnp.zeros((samples, batch, *leaf.shape), accumulator(leaf))
+        for path, leaf in params.items()
+    }
+    return {
+        "deviation": jax.tree.map(lambda a: jnp.zeros((*copies, *a.shape), a.dtype), stack.initial),
+        "noise": noise,
+        "met": jax.tree.map(jnp.copy, noise) if options.sums else {},
+        "since": jnp.zeros(batch, jnp.uint32),
+    }
+
+
+def _credits(options: Options, stack: Stack, params: Leaves) -> dict[Path, str]:
+    """How each parameter is credited, as `localgrad.summary` prints it."""
+    del stack
+    lived = "sequence" if options.lifetime is None else f"{options.lifetime} steps"
+    said = f"noise of its own, drawn each {lived}, paid by loss differences"
+    return dict.fromkeys(params, said)
