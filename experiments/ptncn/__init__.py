@@ -30,12 +30,13 @@ class Config:
     """P-TNCN, which never unrolls, beside BPTT, RTRL, e-prop, echo states and SAB.
 
     *video*: frames of bouncing glyphs, each predicted from those before. *text*: characters, or
-    words, of sentences. All rivals have the P-TNCN's number of parameters, see the same number of
-    frames, and get three learning rates to choose from; floors stand below. *zeroshot*: trained on
-    one set of glyphs, frozen, tried on another, with the states corrected and not. *continual*:
-    one task after another, and what is left of each. Prints a table and claims, of which any that
-    fails ends the command with an error; writes results.json and figures. A run that was
-    interrupted goes on with the same command.
+    words, of sentences. All rivals have the P-TNCN's number of parameters, but for exact RTRL,
+    whose influence would not fit: it gets 64 MiB of that. All see the same number of frames, and
+    try three learning rates, and more where the best is an edge; floors stand below. *zeroshot*:
+    trained on one set of glyphs, frozen, tried on another, with the states corrected and not.
+    *continual*: one task after another, and what is left of each. Prints a table and claims, of
+    which any that fails ends the command with an error; writes results.json and figures. A run that
+    was interrupted goes on with the same command.
 
     Attributes:
         part: what to do.

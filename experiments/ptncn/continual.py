@@ -6,15 +6,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
 from experiments.claims import Claim
 from experiments.datasets import Glyphs, of_classes
 from experiments.ptncn import figures
+from experiments.ptncn.checkpoints import restore, save
 from experiments.ptncn.found import Found, best_source
-from experiments.ptncn.learner import choose, drawn, make_learner, make_score
+from experiments.ptncn.learner import choose, epoch_of, make_learner, make_score, settings_of
 from experiments.ptncn.problems import Problem
 from experiments.ptncn.rows import ROWS, parameters_of
 from experiments.ptncn.sources import canvas_for, halves, load, problem_of, video_of
@@ -68,7 +68,8 @@ def run(config: Any, source: str, folder: Path) -> Found:
     found = {}
     with tqdm(total=len(NAMES) * (1 + len(problems) * size.epochs), unit="epoch") as bar:
         for name in NAMES:
-            found[name] = one(name, problems, budget, size.epochs, config.seeds, bar.update)
+            own = folder / "runs" / name
+            found[name] = one(name, problems, budget, size.epochs, config.seeds, bar.update, own)
     labels = {ROWS[name].label: kept for name, kept in found.items()}
     short = [each.name for each in sets]
     figures.matrices(
@@ -101,27 +102,46 @@ def tasks_of(source: str, config: Any) -> list[Glyphs]:
 
 
 def one(
-    name: str, problems: list[Problem], budget: int, epochs: int, seeds: int, tick: Any
+    name: str,
+    problems: list[Problem],
+    budget: int,
+    epochs: int,
+    seeds: int,
+    tick: Any,
+    folder: Path | None = None,
 ) -> Kept:
-    """A row through all tasks; its learning rate is chosen on the first."""
+    """A row through all tasks; its learning rate is chosen on the first.
+
+    Args:
+        name: of the row.
+        problems: the tasks.
+        budget: how many parameters it may have.
+        epochs: of each task.
+        seeds: S.
+        tick: called after each epoch.
+        folder: where to save after each epoch and to go on from; None for neither.
+
+    Returns:
+        What it made of them.
+    """
     learners = [make_learner(ROWS[name], problem, budget) for problem in problems]
     scores = [make_score(learner) for learner in learners]
     run = learners[0].init(jax.random.split(jax.random.key(0), seeds))
-    rate = choose(learners[0], run, scores[0]).rate
+    settings = settings_of(learners[0], seeds) | {"epochs": epochs, "tasks": len(problems)}
+    total = epochs * len(problems)
+    found = restore(folder, run, settings, total)
+    run, done = found or (run, choose(learners[0], run, scores[0])._replace(scores=[]))
     tick()
-    rates, losses = jnp.full(seeds, rate), []
-    for learner in learners:
-        for epoch in range(epochs):
-            pieces = drawn(learner.problem, range(seeds), epoch)
-            run, _ = jax.block_until_ready(learner.advance(run, rates, pieces))
-            tick()
-        losses.append(
-            [
-                score(run.params, problem.test)[:, -1]
-                for score, problem in zip(scores, problems, strict=True)
-            ]
-        )
-    return Kept(np.moveaxis(np.array(losses), 2, 0), rate)
+    for number in range(done.epochs, total):
+        task, epoch = divmod(number, epochs)
+        run, done = epoch_of(learners[task], run, done, epoch)
+        if epoch == epochs - 1:
+            pairs = zip(scores, problems, strict=True)
+            done.scores.append([score(run.params, p.test)[:, -1].tolist() for score, p in pairs])
+        if folder is not None:
+            save(folder, run, done, settings)
+        tick()
+    return Kept(np.moveaxis(np.array(done.scores), 2, 0), done.rate)
 
 
 def table(found: dict[str, Kept]) -> str:

@@ -12,6 +12,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.animation import FuncAnimation, PillowWriter
+from matplotlib.ticker import MaxNLocator
 
 from experiments.figures import finish
 from experiments.ptncn.learner import Outcome
@@ -41,35 +42,36 @@ def style(name: str) -> dict[str, Any]:
 def curves(
     outcomes: Mapping[str, Outcome], floors: Mapping[str, float], unit: str, path: Path
 ) -> None:
-    """The score on held-out data over epochs; shading spans the seeds."""
-    figure, axes = plt.subplots(1, 1, figsize=(6.4, 4.2), squeeze=False)
+    """The score on held-out data after each epoch; shading spans the seeds."""
+    figure, axes = plt.subplots(1, 1, figsize=(6.4, 5.0), squeeze=False)
     axis = axes[0, 0]
     for name, outcome in outcomes.items():
-        epochs, values = np.arange(outcome.valid.shape[1]), outcome.valid
-        if len(epochs) == 1:
-            axis.axhline(values.mean(), label=ROWS[name].label, **style(name))
+        values = outcome.valid[:, 1:]  # an untrained network's is no part of the picture
+        epochs = np.arange(1, 1 + values.shape[1])
+        if not len(epochs):
+            axis.axhline(outcome.valid.mean(), label=ROWS[name].label, **style(name))
             continue
         axis.plot(epochs, values.mean(0), label=ROWS[name].label, **style(name))
         axis.fill_between(
             epochs, values.min(0), values.max(0), color=style(name)["color"], alpha=0.1
         )
-    for label, value in floors.items():
+    learned = [o.valid[:, 1:] if o.valid.shape[1] > 1 else o.valid for o in outcomes.values()]
+    seen = np.concatenate([values[np.isfinite(values)] for values in learned])
+    low, high = 0.97 * seen.min(), 1.03 * np.quantile(seen, 0.97)
+    for k, (label, value) in enumerate(floors.items()):
         axis.axhline(value, color="#7F7F7F", linewidth=0.8, linestyle=":")
-        axis.annotate(
-            label,
-            (0.99, value),
-            xycoords=("axes fraction", "data"),
-            fontsize=7,
-            color="#7F7F7F",
-            ha="right",
-            va="bottom",
-        )
-    finite = np.concatenate([o.valid[np.isfinite(o.valid)] for o in outcomes.values()])
-    axis.set(
-        xlabel="epochs",
-        ylabel=f"held-out {unit}",
-        ylim=(0.95 * finite.min(), np.quantile(finite, 0.98)),
-    )
+        if low < value < high:
+            axis.annotate(
+                label,
+                (0.99 - 0.33 * (k % 3), value),
+                xycoords=("axes fraction", "data"),
+                fontsize=7,
+                color="#7F7F7F",
+                ha="right",
+                va="bottom",
+            )
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axis.set(xlabel="epochs", ylabel=f"held-out {unit}", ylim=(low, high))
     finish(figure, axes, path)
 
 

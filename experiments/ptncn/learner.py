@@ -195,23 +195,18 @@ def learned(
     problem, row = learner.problem, learner.row
     keys = jax.random.split(jax.random.key(0), seeds)
     run = learner.init(keys)
+    settings = settings_of(learner, seeds)
     if row.rule is None:
         run = fitted(learner, run, score, epochs)
         done = Progress(row.rates[0], {}, [score(run.params, problem.valid)[:, -1].tolist()])
-    elif folder is not None and (folder / "progress.json").exists():
-        run, done = restore(folder, run, settings_of(learner, seeds))
     else:
-        done = choose(learner, run, score)
+        run, done = restore(folder, run, settings, epochs) or (run, choose(learner, run, score))
         tick()
-    rates = jnp.full(seeds, done.rate)
-    for epoch in range(len(done.valid) - 1, epochs if row.rule is not None else 0):
-        pieces = drawn(problem, range(seeds), epoch)
-        begin = time.perf_counter()
-        run, _ = jax.block_until_ready(learner.advance(run, rates, pieces))
-        done = done._replace(seconds=time.perf_counter() - begin)
-        done.valid.append(score(run.params, problem.valid)[:, -1].tolist())
+    for _ in range(done.epochs, epochs if row.rule is not None else 0):
+        run, done = epoch_of(learner, run, done, done.epochs)
+        done.scores.append(score(run.params, problem.valid)[:, -1].tolist())
         if folder is not None:
-            save(folder, run, done, settings_of(learner, seeds))
+            save(folder, run, done, settings)
         tick()
     frames = score(run.params, problem.test)
     return Outcome(
@@ -219,12 +214,22 @@ def learned(
         parameters=learner.parameters,
         rate=done.rate,
         tried=done.tried,
-        valid=np.array(done.valid).T,
+        valid=np.array(done.scores).T,
         test=frames[:, -1],
         frames=frames[:, :-1],
         seconds=done.seconds,
         params=run.params,
     )
+
+
+def epoch_of(learner: Learner, run: Run, done: Progress, number: int) -> tuple[Run, Progress]:
+    """One epoch more of a run, on that one of the problem's that has this number."""
+    seeds = len(jax.tree.leaves(run.params)[0])
+    pieces = drawn(learner.problem, range(seeds), number)
+    begin = time.perf_counter()
+    run, _ = jax.block_until_ready(learner.advance(run, jnp.full(seeds, done.rate), pieces))
+    seconds = time.perf_counter() - begin
+    return run, done._replace(epochs=done.epochs + 1, seconds=seconds)
 
 
 def choose(learner: Learner, run: Run, score: Any) -> Progress:

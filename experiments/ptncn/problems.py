@@ -154,7 +154,7 @@ def of_text(
         text: the source.
         batch_size: B.
         steps: T, of a call; what is longer is cut to learn from, and scored whole.
-        sentences: how many, of the training set, drawn once; None for all.
+        sentences: how many, at most, of the training set, drawn once; None for all.
         tested: the first so many of the test set; None for all.
         valid: the first so many of the validation set, at most.
         scored: streams that are scored at a time, at most.
@@ -162,7 +162,8 @@ def of_text(
     Returns:
         The problem, and the sentences to learn from.
     """
-    chosen = subset(text.train, sentences, seed=0)
+    few = None if sentences is None else min(sentences, len(text.train))
+    chosen = subset(text.train, few, seed=0)
     symbols = len(text.symbols)
 
     def held_out(sentences: Sequence[np.ndarray], count: int | None) -> Codes:

@@ -1,4 +1,8 @@
-"""The rivals: each a network of about one number of parameters, with a rule and an optimizer."""
+"""The rivals: each a network with a rule and an optimizer, as large as its budget allows.
+
+That is a number of parameters and, for exact RTRL, as many bytes of influence as `ROOM`, which on
+all but the smallest problems leaves it a fraction of the units of the others.
+"""
 
 from __future__ import annotations
 
@@ -120,7 +124,13 @@ def _rivals(name: str, label: str, cell: Callable[[int], Any]) -> dict[str, Row]
             ADAM,
         ),
         f"{name}_rtrl": Row(
-            f"{label}, RTRL", make, _by(localgrad.rtrl), EVERY, adam, ADAM, room=ROOM
+            f"{label}, RTRL in {ROOM // 2**20} MiB",
+            make,
+            _by(localgrad.rtrl),
+            EVERY,
+            adam,
+            ADAM,
+            room=ROOM,
         ),
         f"{name}_eprop": Row(f"{label}, e-prop", make, _by(localgrad.eprop), 1, adam, ADAM),
     }

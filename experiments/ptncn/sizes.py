@@ -13,7 +13,7 @@ class Size(NamedTuple):
     Attributes:
         text_units: H, of each of two layers of the P-TNCN that reads text.
         video_units: likewise, that sees videos.
-        sentences: of the training text; None for all.
+        sentences: of the training text, at most; None for all.
         sequences: videos in an epoch.
         epochs: of every row.
         batch_size: B, streams.

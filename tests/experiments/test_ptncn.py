@@ -13,11 +13,12 @@ from experiments import ptncn
 from experiments.__main__ import main
 from experiments.claims import Claim
 from experiments.datasets import Text, bouncing, glyphs
+from experiments.ptncn import checkpoints, continual
 from experiments.ptncn.continual import Kept
 from experiments.ptncn.found import best_source
 from experiments.ptncn.learner import MOST_RATES, beyond, drawn, learned, make_learner, make_score
 from experiments.ptncn.problems import of_text, of_video
-from experiments.ptncn.rows import ROWS, parameters_of, units_for
+from experiments.ptncn.rows import ROOM, ROWS, parameters_of, units_for
 from experiments.ptncn.sources import canvas_for, halves, pooled
 
 SYMBOLS = 5
@@ -52,6 +53,7 @@ def test_rtrl_gets_as_many_units_as_its_room_allows():
     units = units_for(row, counted, 100_000)
     per_stream = units * 3 * (units * units + units * SYMBOLS)  # and fewer for the biases
     assert 0.7 * 2e6 < 4 * counted.batch_size * per_stream <= 2e6
+    assert f"in {ROOM // 2**20} MiB" in row.label, "a table says so"
 
 
 @pytest.mark.parametrize("name", ["lstm_bptt", "ptncn"])
@@ -85,13 +87,57 @@ def test_a_run_that_was_interrupted_goes_on_as_if_it_had_not_been(tmp_path):
     learned(learner, 2, 2, lambda: None, tmp_path)
     again = []
     resumed = learned(learner, 3, 2, lambda: again.append(1), tmp_path)
-    assert len(ticks) == 4 and len(again) == 1
+    assert len(ticks) == 4 and len(again) == 2, "a choice of rates, made or found, and epochs"
     np.testing.assert_array_equal(resumed.valid, whole.valid)
     np.testing.assert_array_equal(resumed.test, whole.test)
     assert resumed.tried == whole.tried and resumed.rate == whole.rate
     assert whole.test.std() > 0, "seeds differ"
     with pytest.raises(ValueError, match="holds a run made with .*'seeds': 2.*Remove that folder"):
         learned(learner, 3, 3, lambda: None, tmp_path)
+    with pytest.raises(ValueError, match="holds a run of 3 epochs, and this one has 1"):
+        learned(learner, 1, 2, lambda: None, tmp_path)
+
+
+def death(*args, **kwargs):
+    """What happens to a run that is stopped."""
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("broken", ["save", "replace"])
+def test_a_run_that_dies_while_it_is_saved_goes_on_from_the_epoch_before(
+    tmp_path, monkeypatch, broken
+):
+    counted, _ = problem()
+    learner = make_learner(ROWS["gru_bptt"], counted, 400)
+    whole = learned(learner, 2, 2, lambda: None)
+    learned(learner, 1, 2, lambda: None, tmp_path)
+    if broken == "save":
+        monkeypatch.setattr(checkpoints.ocp.StandardCheckpointer, "save", death)
+    else:
+        monkeypatch.setattr(checkpoints.os, "replace", death)
+    with pytest.raises(KeyboardInterrupt):
+        learned(learner, 2, 2, lambda: None, tmp_path)
+    monkeypatch.undo()
+    resumed = learned(learner, 2, 2, lambda: None, tmp_path)
+    np.testing.assert_array_equal(resumed.valid, whole.valid)
+
+
+def test_a_sequence_of_tasks_goes_on_in_the_middle_of_one(tmp_path):
+    counted, _ = problem()
+    tasks, ticks = [counted, counted._replace(name="again")], []
+
+    def tick():
+        ticks.append(1)
+        if len(ticks) == 4:
+            raise KeyboardInterrupt
+
+    go = functools.partial(continual.one, "gru_bptt", tasks, 400, 2, 2)
+    whole = go(lambda: None)
+    with pytest.raises(KeyboardInterrupt):
+        go(tick, tmp_path)
+    resumed = go(lambda: None, tmp_path)
+    np.testing.assert_array_equal(resumed.losses, whole.losses)
+    assert resumed.rate == whole.rate
 
 
 def test_the_learning_rate_is_the_best_after_an_epoch_and_no_edge_of_those_tried():
