@@ -20,6 +20,7 @@ from localgrad.rules.eligibility import eprop, rflo, snap
 from localgrad.rules.force import force
 from localgrad.rules.influence import rtrl
 from localgrad.rules.lra import lra
+from localgrad.rules.perturbation.forward import forward_gradient
 from localgrad.rules.perturbation.nodes import activity_perturbation, node_perturbation
 from localgrad.rules.perturbation.weights import pes, weight_perturbation
 from localgrad.rules.readout import readout_only
@@ -49,6 +50,7 @@ __all__ = [
     "evaluate",
     "fit_ridge",
     "force",
+    "forward_gradient",
     "from_nnx",
     "learn",
     "lra",

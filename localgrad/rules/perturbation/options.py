@@ -24,6 +24,12 @@ def noise_of(scale: Any, kind: Any, antithetic: Any) -> Noise:
     return Noise(kind, float(scale), (1.0, -1.0) if antithetic else (1.0,))
 
 
+def infinitesimal(kind: Any) -> Noise:
+    """Noise without a size, whose effect is a derivative."""
+    require_choice("noise", kind, NOISES)
+    return Noise(kind, None, (1.0,))
+
+
 def require_samples(samples: Any, at_once: Any) -> None:
     """Raises unless so many samples can be drawn, so many at a time."""
     if isinstance(samples, bool) or not isinstance(samples, int) or samples < 1:
