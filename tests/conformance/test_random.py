@@ -67,7 +67,7 @@ every_random_rule = pytest.mark.parametrize("name", RANDOM)
 
 def drawn(row: Rule, examples: slice = slice(None), count: int = draws.DRAWS) -> Any:
     """The updates of many keys on the same few examples: leaves [count, ...]."""
-    built = build(MODEL)
+    built = build(row.models[0] if row.models else MODEL)
     batch = jax.tree.map(lambda a: a[examples, :6], built.batch)
     batch = batch._replace(mask=jnp.ones(batch.inputs.shape[:2]))
 

@@ -36,7 +36,7 @@ def earlier(gaps: jax.Array, before: jax.Array, reset: jax.Array | None) -> jax.
         The sums, each with its own step's gap, [W, ..., B].
     """
     if reset is None:
-        return before + jnp.cumsum(gaps, axis=0)
+        return before[None] + jnp.cumsum(gaps, axis=0)
 
     def ahead(so_far: jax.Array, now: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         gap, reset = now

@@ -231,7 +231,7 @@ def _traced(at: disturb.Window, signals: Signals, before: Leaves) -> Leaves:
         sites, received, posts = map(list, zip(*calls, strict=True))
         if at.reset is not None:
             met = jnp.cumsum(at.reset, axis=0)
-            leaving = (met == met[-1])[:, None]  # [W, 1, B]
+            leaving = (met == met[-1][None])[:, None]  # [W, 1, B]
             posts = [
                 jnp.where(leaving.reshape(*leaving.shape, *(1,) * (z.ndim - 3)), z, 0)
                 for z in posts
