@@ -136,7 +136,7 @@ RULES: dict[str, Rule] = {
         ("untapped", "tuned"),
         keyed=True,
         random=True,
-        models=("two_gated", "two_rates"),
+        models=("two_gated",),
     ),
     "node_perturbation_exact": Rule(
         localgrad.node_perturbation,
@@ -155,7 +155,7 @@ RULES: dict[str, Rule] = {
         {"scale": 1e-4},
         keyed=True,
         random=True,
-        models=("embed", "lru", "optimized_lstm"),
+        models=("embed", "optimized_lstm"),
     ),
     "forward_gradient": Rule(
         localgrad.forward_gradient,

@@ -77,7 +77,7 @@ def _visit(at: Level, q_y: Any) -> tuple[Leaves, None, Any]:
     """One cell: what its parameters learn, what to keep, and the credit of its input."""
     credit = assign(at.cell, at.params, at.tape, q_y)
     received = pres(at.cell, at.params, at.tape)
-    grads = contract(at.cell, at.params, received, row(credit.posts, 0))
+    grads = contract(at.cell.sites, at.params, received, row(credit.posts, 0))
     grads |= unowned_whole(at.cell, at.params, at.tape, q_y)
     return grads, None, input_credit(at.cell, at.params, at.tape, credit) if at.below else q_y
 

@@ -170,7 +170,7 @@ def deep_eprop(
         window: steps processed together inside a call; memory grows with it, never with T, and the
             numbers do not depend on it. None picks a size.
         reduction: `"mean"` divides by the total weight of this call's steps, `"sum"` does not.
-        key: a typed PRNG key, needed for random and adaptive feedback; used by `init` alone.
+        key: a typed PRNG key. Needed for random and adaptive feedback; used by `init` alone.
         max_influence_bytes: refuse to allocate more bytes than this for the eligibilities.
         example: one time step's inputs without the batch axis (array or `ShapeDtypeStruct`). Needed
             by `init` only if no Dense or Embed layer takes the input as it is.

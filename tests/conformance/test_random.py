@@ -58,7 +58,7 @@ def noisy(bias: float = 0.0, scale: float = 1.0) -> Rule:
     """A row of the table for it."""
 
     factory: Any = functools.partial(Noisy, bias=bias, scale=scale)
-    return Rule(factory, "noisy", "bptt", keyed=True, random=True)
+    return Rule(factory, "noisy", "bptt", keyed=True, random=True, models=None)
 
 
 RANDOM = {"noisy": noisy()} | {name: row for name, row in RULES.items() if row.random}

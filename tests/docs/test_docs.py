@@ -75,7 +75,7 @@ SHARED = (
 
 def first_sentence(said: str) -> str:
     """Up to its full stop; what follows may be the rule's own."""
-    return re.split(r"\. |(?<=\.)$", said)[0]
+    return said.split(". ")[0].rstrip(".")
 
 
 @pytest.mark.parametrize("argument", SHARED)

@@ -54,18 +54,26 @@ def forward_gradient(
     derivatives: `jax.custom_vjp` has none, `jax.custom_jvp` does.
 
     Args:
-        model: as of `weight_perturbation` or `node_perturbation`.
-        loss: `(outputs [B, ...], targets [B, ...]) -> [B]` or `[B, ...]`, differentiable.
-        key: a typed PRNG key.
+        model: a Flax cell: a Linen module as it is, an NNX cell through `localgrad.from_nnx`, or a
+            `localgrad.Network`. Over nodes its parameters all lie in layers.
+        loss: `(outputs [B, ...], targets [B, ...]) -> [B]` or `[B, ...]`, the loss of one time
+            step for each example, such as `optax.l2_loss`; trailing axes are averaged. It
+            has a derivative.
+        key: a typed PRNG key. Noise is drawn from it, for each step anew, however often `update` is
+            called.
         over: `"weights"`, for any cell, or `"nodes"`, for parameters in layers.
         samples: K, directions for each example.
         noise: `"gaussian"` or `"rademacher"`, what directions are drawn from.
         credit: over nodes, `"causal"`, `"step"` or `"total"`; over weights all are one.
         samples_at_once: how many directions to follow side by side, or None for all.
-        batch_size: None for *episodic* learning, B for *streaming*.
-        window: steps processed together inside a call, or None.
-        reduction: `"mean"` or `"sum"`.
-        example: one time step's inputs without the batch axis, if need be.
+        batch_size: None for *episodic* learning: each batch holds whole sequences, from the initial
+            carry. B for *streaming*: B parallel streams whose carries and tangents persist
+            from call to call.
+        window: steps processed together inside a call; memory grows with it, never with T, and the
+            numbers do not depend on it. None picks a size.
+        reduction: `"mean"` divides by the total weight of this call's steps, `"sum"` does not.
+        example: one time step's inputs without the batch axis (array or `ShapeDtypeStruct`). Needed
+            by `init` only if no Dense or Embed layer takes the input as it is.
 
     Returns:
         A `LearningRule`; its state is a `ParticleState` or a `NodeState`.

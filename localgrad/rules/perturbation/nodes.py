@@ -60,11 +60,12 @@ def node_perturbation(
 
     Args:
         model: a Flax cell: a Linen module as it is, an NNX cell through `localgrad.from_nnx`, or a
-            `localgrad.Network`, whose parameters all lie in layers.
+            `localgrad.Network`. Its parameters all lie in layers.
         loss: `(outputs [B, ...], targets [B, ...]) -> [B]` or `[B, ...]`, the loss of one time
-            step for each example; trailing axes are averaged. It need not be differentiable, and
-            may be computed outside JAX by `jax.pure_callback`.
-        key: a typed PRNG key.
+            step for each example, such as `optax.l2_loss`; trailing axes are averaged. It
+            need not be differentiable, and may be computed outside JAX by `jax.pure_callback`.
+        key: a typed PRNG key. Noise is drawn from it, for each step anew, however often `update` is
+            called.
         scale: the noise's standard deviation, in the units of the drives. Smaller is less biased,
             until rounding drowns the differences of losses: in float32 below about 1e-3.
         samples: K, noisy copies of each example.
@@ -76,8 +77,8 @@ def node_perturbation(
         samples_at_once: how many samples to run side by side, a divisor of K: bounds memory. None
             for all.
         batch_size: None for *episodic* learning: each batch holds whole sequences, from the initial
-            carry. B for *streaming*: B parallel streams whose carries and eligibility persist from
-            call to call.
+            carry. B for *streaming*: B parallel streams whose carries and eligibility persist
+            from call to call.
         window: steps processed together inside a call; memory grows with it, never with T, and the
             numbers do not depend on it. None picks a size.
         reduction: `"mean"` divides by the total weight of this call's steps, `"sum"` does not.
@@ -169,9 +170,13 @@ def activity_perturbation(
     activity for losses that its causes already brought about.
 
     Args:
-        model: as of `node_perturbation`.
-        loss: likewise.
-        key: a typed PRNG key.
+        model: a Flax cell: a Linen module as it is, an NNX cell through `localgrad.from_nnx`, or a
+            `localgrad.Network`. Its parameters all lie in layers.
+        loss: `(outputs [B, ...], targets [B, ...]) -> [B]` or `[B, ...]`, the loss of one time
+            step for each example, such as `optax.l2_loss`; trailing axes are averaged. It
+            need not be differentiable, and may be computed outside JAX by `jax.pure_callback`.
+        key: a typed PRNG key. Noise is drawn from it, for each step anew, however often `update` is
+            called.
         scale: the noise's standard deviation.
         samples: K, noisy copies of each example.
         antithetic: let each sample be two copies with opposite noise.
@@ -180,10 +185,14 @@ def activity_perturbation(
         norm: `"layer"`, `"joint"`, `"variance"` or `"fernandez2024"`.
         readout: `"perturb"`, or `"exact"` for its gradient.
         samples_at_once: how many samples to run side by side, or None for all.
-        batch_size: None for *episodic* learning, B for *streaming*.
-        window: steps processed together inside a call, or None.
-        reduction: `"mean"` or `"sum"`.
-        example: one time step's inputs without the batch axis, if need be.
+        batch_size: None for *episodic* learning: each batch holds whole sequences, from the initial
+            carry. B for *streaming*: B parallel streams whose carries and eligibility persist
+            from call to call.
+        window: steps processed together inside a call; memory grows with it, never with T, and the
+            numbers do not depend on it. None picks a size.
+        reduction: `"mean"` divides by the total weight of this call's steps, `"sum"` does not.
+        example: one time step's inputs without the batch axis (array or `ShapeDtypeStruct`). Needed
+            by `init` only if no Dense or Embed layer takes the input as it is.
 
     Returns:
         A `LearningRule`; its state is a `NodeState`.
