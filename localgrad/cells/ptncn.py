@@ -210,7 +210,8 @@ class PTNCN(nn.RNNCellBase):
         """Zeros: a sequence begins with no frame, no state and no prediction."""
         del rng
         batch = input_shape[:-1]
-        zeros = functools.partial(jnp.zeros, dtype=self.param_dtype)
+        wide = jnp.promote_types(self.param_dtype, jnp.float32)
+        zeros = functools.partial(jnp.zeros, dtype=wide)
         first, *rest = self.features
 
         def several(widths: Sequence[int]) -> Several:
@@ -276,5 +277,5 @@ class PTNCN(nn.RNNCellBase):
 
 
 def _as_before(new: Any, old: Any) -> Any:
-    """Leaves in the dtypes of those they replace, so that a loop can carry them."""
-    return jax.tree.map(lambda a, b: a.astype(b.dtype), new, old)
+    """Leaves no narrower than those they replace, so that a loop can carry them."""
+    return jax.tree.map(lambda a, b: a.astype(jnp.promote_types(a.dtype, b.dtype)), new, old)

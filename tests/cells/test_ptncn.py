@@ -67,8 +67,8 @@ def test_under_nn_rnn_it_goes_on_uncorrected(options):
 
 
 @pytest.mark.parametrize("activation", [jnp.tanh, jnp.sign])
-def test_evaluate_predicts_observes_and_corrects(activation):
-    model, params, batch = built(activation=activation, beta=0.8)
+def test_evaluate_predicts_observes_and_corrects(activation, x64):
+    model, params, batch = built(activation=activation, beta=0.8, param_dtype=jnp.float64)
     seen = jnp.arange(B * T).reshape(B, T) % 3 != 0
     hidden = jnp.where(seen[..., None], batch.targets, jnp.nan)
     for given, mask, flags in ((batch.targets, None, None), (hidden, seen, seen)):
@@ -146,3 +146,40 @@ def test_evaluate_shows_an_nnx_cell_its_targets_too():
 def test_refusals(kwargs, message):
     with pytest.raises(ValueError, match=f"(?s){message}"):
         localgrad.PTNCN(**{"outputs": D} | kwargs)
+
+
+@pytest.mark.parametrize("dtypes", [{"dtype": jnp.bfloat16}, {"param_dtype": jnp.float16}])
+def test_under_nn_rnn_in_half_precision(dtypes):
+    model = localgrad.PTNCN((4, 3), outputs=3, **dtypes)
+    x = jnp.ones((2, 5, 3))
+    (_, outputs), _ = nn.RNN(model, return_carry=True).init_with_output(jax.random.key(0), x)
+    assert outputs.shape == x.shape
+
+
+def test_frames_of_other_examples_are_refused():
+    model = localgrad.PTNCN((6, 5), outputs=B)  # as many numbers as examples
+    carry = model.initialize_carry(jax.random.key(0), (B, B))
+    params = model.init(jax.random.key(0), carry, jnp.ones((B, B)))["params"]
+    for frame in (jnp.arange(B), jnp.ones((1, B)), jnp.ones((B + 1, B)), jnp.ones((B, 1, B))):
+        with pytest.raises(ValueError, match="must be a frame.*one_hot"):
+            model.apply({"params": params}, carry, frame)
+        with pytest.raises(ValueError, match="must be a frame.*one_hot"):
+            model.apply({"params": params}, carry, frame, method="observe")
+    classes = jnp.zeros((B, 1), jnp.int32)
+    batch = localgrad.Batch(jnp.ones((B, 1, B)), classes)
+    with pytest.raises(ValueError, match="must be a frame.*one_hot"):
+        localgrad.evaluate(model, optax.squared_error, params, batch)
+
+
+def test_evaluate_refuses_a_loss_of_logits():
+    model, params, batch = built(output_activation=jax.nn.softmax)
+    with pytest.raises(ValueError, match="softmax_cross_entropy.*categorical_cross_entropy"):
+        localgrad.evaluate(model, optax.softmax_cross_entropy, params, batch)
+
+
+@pytest.mark.parametrize("rule", [localgrad.bptt, localgrad.eprop, localgrad.readout_only])
+def test_other_rules_leave_it_to_lra(rule):
+    model, *_ = built()
+    for given in (model, localgrad.Network((model,), readout=nn.Dense(2))):
+        with pytest.raises(ValueError, match="cannot train a PTNCN.*localgrad.lra"):
+            rule(given, optax.l2_loss)

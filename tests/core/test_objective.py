@@ -90,3 +90,64 @@ def test_outputs_and_targets_may_be_trees(problem, name):
     found, _ = rule(nested, rule.init(nested), batch._replace(targets=split))
     chex.assert_trees_all_close(found["cells_0"], expected["cells_0"], rtol=1e-6, atol=1e-8)
     chex.assert_trees_all_close(found["readout"]["both"], expected["readout"], rtol=1e-6, atol=1e-8)
+
+
+def one_output():
+    """A network with one output, which a target without that axis would broadcast over."""
+    model = localgrad.Network((nn.SimpleCell(4),), readout=nn.Dense(1))
+    x = jnp.ones((B, T, IN))
+    carry = model.initialize_carry(jax.random.key(0), (B, IN))
+    params = model.init(jax.random.key(0), carry, x[:, 0])["params"]
+    return model, params, localgrad.Batch(x, jnp.ones((B, T)))
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda y, t: jnp.square(y - t).sum(-1),
+        lambda y, t: jnp.square(y - t).mean(-1),
+        lambda y, t: jnp.abs(y - t).max(axis=-1),
+    ],
+)
+def test_targets_that_broadcast_over_outputs_are_refused(loss):
+    model, params, batch = one_output()
+    said = "compares rows with each other.*lack the outputs' last"
+    with jax.numpy_rank_promotion("allow"):
+        with pytest.raises(ValueError, match=said):
+            updated(model, loss, params, batch)
+        with pytest.raises(ValueError, match=said):
+            localgrad.evaluate(model, loss, params, batch)
+    updated(model, loss, params, batch._replace(targets=batch.targets[..., None]))
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda y, t: jnp.square(y).sum(-1),  # no target is looked at
+        lambda y, t: jnp.square(y).sum(-1) * t.sum(-1),
+        lambda y, t: jax.vmap(lambda a, b: jnp.dot(a - b, a - b))(y, t),
+    ],
+)
+def test_losses_of_one_row_at_a_time_pass(loss):
+    model, params, batch = one_output()
+    updated(model, loss, params, batch._replace(targets=batch.targets[..., None]))
+
+
+@pytest.mark.parametrize(
+    "loss", [localgrad.categorical_cross_entropy, localgrad.binary_cross_entropy]
+)
+def test_losses_of_probabilities(loss):
+    half = jnp.asarray([[1.0, 0.0]], jnp.float16)
+    assert jnp.isfinite(loss(half, half)).all() and jnp.isfinite(loss(half, 1 - half)).all()
+    with pytest.raises(ValueError, match=r"one shape.*\(3, 3\) and \(3,\).*one_hot"):
+        loss(jnp.full((3, 3), 1 / 3), jnp.arange(3))
+
+
+def test_parameters_that_nothing_uses_are_refused(problem):
+    model, params, batch = problem
+    for group, said in (("cells_0", "surplus, which the cell"), ("readout", "surplus, which re")):
+        given = params | {group: params[group] | {"surplus": jnp.ones(3)}}
+        for make in (localgrad.bptt, localgrad.eprop, localgrad.readout_only):
+            rule = make(model, optax.l2_loss)
+            with pytest.raises(ValueError, match=f"params hold {said}.*would never learn"):
+                rule(given, rule.init(given), batch)
