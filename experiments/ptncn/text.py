@@ -76,7 +76,7 @@ def claims_of(outcomes: dict[str, Outcome], floors: dict[str, float], source: st
                 bool(last.max() < 2.9),
             )
         )
-    for name in ("esn", "esn_force", "esn_ridge", "lstm_rtrl", "gru_rtrl"):
+    for name in ("esn", "esn_force", "esn_ridge"):  # RTRL is better: docs/papers/ptncn.md
         if name in mean:
             claims.append(
                 Claim(

@@ -1,7 +1,6 @@
 """The frame, tried by throw-away rules that use what no rule of the library uses yet.
 
-A keyed rule with K noisy copies of its model, a rule that sees each target before its next step,
-and RTRL with the recurrent synapses cut.
+A rule that sees each target before its next step, and RTRL with the recurrent synapses cut.
 """
 
 import functools
@@ -16,14 +15,10 @@ import optax
 import pytest
 
 import localgrad
-from localgrad.core.contract.noise import step_keys
 from localgrad.core.contract.state import fresh, is_state
 from localgrad.core.frame import Recipe, windowed_rule
-from localgrad.core.params import placed, under
-from localgrad.core.passes.contraction import outer, pres
 from localgrad.core.passes.forward import CUT, Method, Settle
 from localgrad.core.passes.run import run
-from localgrad.core.steps import length, merge_steps
 from localgrad.rules.influence import InfluenceState, no_past, process_influence
 from tests.conformance import oracles
 
@@ -54,127 +49,6 @@ def streamed(rule, params, batch, lengths):
         updates, state = rule(params, state, piece)
         total = jax.tree.map(jnp.add, total, updates)
     return total, state
-
-
-# ------------------------------------------------------------------------------------------------
-# Node perturbation: a key, a clock, K noisy copies, values for each step and example.
-
-
-class NoisyState(NamedTuple):
-    loss: Any
-    carry: Any = None
-    initial_carry: Any = None
-    noisy: Any = None  # carries of the K copies
-    trace: Any = None  # by path [K, B, ...], noise x what the synapse received, summed over time
-    key: Any = None
-    clock: Any = None
-
-    outlives = ("key", "clock")
-
-
-def noisy_process(scale, frame, state, window):
-    """Each copy's loss minus the clean loss, times all noise that came before it."""
-    stack, params = frame.stack, frame.params
-    cell, prefix = stack.cells[0], stack.prefixes[0]
-    own = under(params, prefix)
-    ran = run(stack, params, stack.unpack(state.carry), window.inputs, window.reset)
-    clean = frame.objective.values(ran.outputs, window.targets, window.weight)
-    steps = length(window.inputs)
-    keys = step_keys(state.key, state.clock, steps)
-    shapes = [site.drive.shape for site in cell.sites]
-
-    def drawn(key):
-        each = jax.random.split(key, len(shapes))
-        return [jax.random.normal(k, (K, *s)) for k, s in zip(each, shapes, strict=True)]
-
-    noise = jax.vmap(drawn)(keys)  # [W, K, B, D]
-
-    def copy(carry, trace, noise):
-        nudges = [{i: scale * n for i, n in enumerate(noise)}]
-        ran = run(stack, params, carry, window.inputs, window.reset, nudges=nudges)
-        values = frame.objective.values(ran.outputs, window.targets, window.weight)
-        written = merge_steps((pres(cell, own, ran.tapes[0]), noise))
-        by_row = jax.vmap(lambda pre, post: outer(cell.sites, own, pre, post))
-        by_step = by_row(*jax.tree.map(lambda a: a[:, None], written))
-        by_step = jax.tree.map(lambda a: a.reshape(steps, B, *a.shape[1:]), by_step)
-        grown = {}
-        for path, new in by_step.items():
-
-            def step(e, now):
-                new, reset = now
-                e = jnp.where(reset.reshape(B, *(1,) * (e.ndim - 1)), 0, e) + new
-                return e, e
-
-            grown[path] = jax.lax.scan(step, trace[path], (new, window.reset))[1]
-        gap = (values - clean) / scale
-        grads = {path: jnp.einsum("wb,wb...->...", gap, e) for path, e in grown.items()}
-        return ran.carries, {path: e[-1] for path, e in grown.items()}, grads
-
-    copies = jax.vmap(copy, in_axes=(0, 0, 1))
-    noisy, trace, grads = copies(state.noisy, state.trace, noise)
-    grads = {path: g.mean(0) * frame.objective.scale for path, g in grads.items()}
-    carry = stack.pack(ran.carries)
-    state = state._replace(carry=carry, noisy=noisy, trace=trace, clock=state.clock + steps)
-    return state, placed(grads, prefix), clean
-
-
-def copies_at_start(stack, params, x):
-    own = under(params, stack.prefixes[0])
-    many = lambda a: jnp.repeat(a[None], K, 0)  # noqa: E731
-    trace = {path: jnp.zeros((K, B, *leaf.shape)) for path, leaf in own.items()}
-    return {"noisy": jax.tree.map(many, stack.initial), "trace": trace}
-
-
-def node_perturbation(model, loss, key, window=None, batch_size=B):
-    recipe = Recipe(
-        name="noisy",
-        state=NoisyState,
-        process=functools.partial(noisy_process, 1e-5),
-        credits=lambda stack, params: dict.fromkeys(params, "noise"),
-        remember=copies_at_start,
-        draw=lambda params: {"key": key, "clock": jnp.zeros((), jnp.int32)},
-    )
-    return windowed_rule(model, loss, recipe, batch_size=batch_size, window=window, reduction="sum")
-
-
-def test_noise_does_not_depend_on_how_a_stream_is_split():
-    model, params, batch = network(localgrad.RateCell(N, alpha=0.4))
-    key = jax.random.key(3)
-    whole, state = streamed(node_perturbation(model, optax.l2_loss, key), params, batch, [T])
-    loose = functools.partial(chex.assert_trees_all_close, rtol=1e-7, atol=1e-7)
-    for window, lengths in ((5, [T]), (None, [3, 4, 5]), (None, [1] * T)):
-        rule = node_perturbation(model, optax.l2_loss, key, window)
-        updates, other = streamed(rule, params, batch, lengths)
-        loose(updates, whole)  # differences of losses, divided by 1e-5
-        close(other._replace(loss=None, key=None), state._replace(loss=None, key=None))
-    again = node_perturbation(model, optax.l2_loss, jax.random.key(4))
-    other = streamed(again, params, batch, [T])[0]["cells_0"]["i"]["bias"]
-    assert not np.allclose(other, whole["cells_0"]["i"]["bias"], 1e-3)
-    assert int(state.clock) == T
-
-
-def test_a_keyed_rule_needs_no_example_where_it_keeps_none():
-    """An episodic rule that draws from its key alone knows its state without an input."""
-    model = localgrad.RateCell(N, alpha=0.4)
-    rule = node_perturbation(model, optax.l2_loss, jax.random.key(3), batch_size=None)
-    params = {"i": {"kernel": jnp.ones((IN, N)), "bias": jnp.ones(N)}}
-    params["h"] = {"kernel": jnp.ones((N, N))}
-    assert rule.init(params).clock == 0
-
-
-def test_the_mean_over_keys_is_the_gradient():
-    model, params, batch = network(localgrad.RateCell(N, alpha=0.4))
-    rule = node_perturbation(model, optax.l2_loss, jax.random.key(0))
-
-    def sample(key):
-        return rule(params, rule.init(params)._replace(key=key), batch)[0]["cells_0"]
-
-    draws = 2000
-    found = jax.lax.map(sample, jax.random.split(jax.random.key(9), draws), batch_size=100)
-    exact = oracles.bptt(model, params, oracles.steps_of(batch))["cells_0"]
-    for sampled, leaf in zip(jax.tree.leaves(found), jax.tree.leaves(exact), strict=True):
-        z = (sampled.mean(0) - leaf) / (sampled.std(0) / np.sqrt(draws))
-        assert np.abs(z).max() < 5 and np.sqrt(np.mean(z**2)) < 2
 
 
 # ------------------------------------------------------------------------------------------------
@@ -264,7 +138,7 @@ def test_on_two_layers_it_credits_across_depth_and_time():
 
 def test_a_fresh_state_keeps_what_outlives_a_sequence():
     model, params, batch = network(localgrad.RateCell(N, alpha=0.4))
-    rule = node_perturbation(model, optax.l2_loss, jax.random.key(3))
+    rule = localgrad.node_perturbation(model, optax.l2_loss, key=jax.random.key(3), batch_size=B)
     _, used = streamed(rule, params, batch, [T])
     state = fresh(used)
     assert is_state(state) and not is_state(optax.EmptyState()) and int(state.clock) == T

@@ -14,6 +14,7 @@ from localgrad.core.model.stack import assemble
 from localgrad.core.params import leaves_of
 from localgrad.core.passes.backward import assign, input_credit, sweep
 from localgrad.core.passes.forward import CUT, DIAGONAL, WHOLE, Method, Settle
+from localgrad.core.passes.heard import hear
 from localgrad.core.passes.run import run
 from localgrad.core.passes.tangents import push
 
@@ -85,7 +86,7 @@ def test_a_nudge_is_a_change_of_its_drive():
     own, (anatomy,) = leaves_of(params), stack.cells
     rng = np.random.default_rng(2)
     nudges = {i: jnp.asarray(rng.normal(size=(W, B, N))) for i in range(len(anatomy.sites))}
-    ran = run(stack, own, (carry,), xs, reset, nudges=[nudges])
+    ran = hear(stack, own, (carry,), xs, reset, [nudges])
     h, found = carry, []
     for t in range(W):
         h = jnp.where(reset[t][:, None], 0, h)
@@ -97,7 +98,7 @@ def test_a_nudge_is_a_change_of_its_drive():
     close(ran.outputs, jnp.stack(found))
     close(ran.carries[0], h)
     plain = run(stack, own, (carry,), xs, reset).tapes[0].drives
-    first = jax.tree.map(lambda d: d[0], ran.tapes[0].drives)
+    first = jax.tree.map(lambda d: d[0], ran.parts[0].drives)
     close(first, [d[0] + nudges[i][0] for i, d in enumerate(plain)])
 
 

@@ -5,7 +5,7 @@ Letters: B batch, W steps of the window, K credit rows, N units.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -44,7 +44,6 @@ def run(
     xs: Any,
     reset: jax.Array | None,
     *,
-    nudges: Sequence[Mapping[int, jax.Array] | None] | None = None,
     settle: Settle | None = None,
 ) -> Pass:
     """Runs a model over a window.
@@ -55,7 +54,6 @@ def run(
         carries: each cell's carry before the window, leaves [B, N].
         xs: inputs, leaves [W, B, ...].
         reset: [W, B] bool, or None.
-        nudges: for each cell, what to add to its drives, by call number, [W, B, D]; or None.
         settle: what happens to the carry after each step, for a model of one cell; or None.
 
     Returns:
@@ -76,7 +74,6 @@ def run(
             zs,
             reset,
             stack.initial[level],
-            nudges=None if nudges is None else nudges[level],
             settle=settle,
         )
         last.append(carry)
