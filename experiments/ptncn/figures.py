@@ -56,8 +56,9 @@ def curves(
             epochs, values.min(0), values.max(0), color=style(name)["color"], alpha=0.1
         )
     learned = [o.valid[:, 1:] if o.valid.shape[1] > 1 else o.valid for o in outcomes.values()]
-    seen = np.concatenate([values[np.isfinite(values)] for values in learned])
-    low, high = 0.97 * seen.min(), 1.03 * np.quantile(seen, 0.97)
+    ends = [values.mean(0) for values in learned if values[:, -1].mean() < max(floors.values())]
+    seen = np.concatenate(ends or [np.array([*floors.values()])])  # what diverged leaves the panel
+    low, high = 0.97 * seen.min(), 1.03 * seen.max()
     for k, (label, value) in enumerate(floors.items()):
         axis.axhline(value, color="#7F7F7F", linewidth=0.8, linestyle=":")
         if low < value < high:
