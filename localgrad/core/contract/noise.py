@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax
@@ -38,5 +39,10 @@ def step_keys(key: jax.Array, clock: jax.Array, steps: int) -> jax.Array:
 
 def drawn(key: jax.Array, shape: tuple[int, ...], noise: str, dtype: Any) -> jax.Array:
     """Independent numbers of mean 0 and variance 1, `"gaussian"` or -1 and 1 (`"rademacher"`)."""
-    draw = jax.random.normal if noise == "gaussian" else jax.random.rademacher
-    return draw(key, shape, dtype=jnp.promote_types(dtype, jnp.float32))
+    dtype = jnp.promote_types(dtype, jnp.float32)
+    if noise == "gaussian":
+        return jax.random.normal(key, shape, dtype)
+    count = math.prod(shape)
+    words = jax.random.bits(key, (-(-count // 32),), jnp.uint32)  # a sign takes one bit
+    bits = (words[:, None] >> jnp.arange(32, dtype=jnp.uint32)[None]) & 1
+    return (1 - 2 * bits.astype(dtype)).reshape(-1)[:count].reshape(shape)

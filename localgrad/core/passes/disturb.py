@@ -145,7 +145,8 @@ def noise_for(kind: str, keys: jax.Array, parts: Sequence[Part]) -> Signals:
 
         return [[of(p, n) for n in range(len(part.nodes))] for p, part in enumerate(parts)]
 
-    return jax.vmap(jax.vmap(one))(keys)
+    # Drawn once: a compiler that fuses would draw them anew for each use.
+    return jax.lax.optimization_barrier(jax.vmap(jax.vmap(one))(keys))
 
 
 def disturb(how: Noise, at: Window, deviation: Any, noise: Signals) -> Copies:

@@ -26,7 +26,7 @@ def forward_gradient(
     key: jax.Array,
     over: str = "weights",
     samples: int = 1,
-    noise: str = "gaussian",
+    noise: str = "rademacher",
     credit: str = "causal",
     samples_at_once: int | None = None,
     batch_size: int | None = None,

@@ -27,7 +27,7 @@ def weight_perturbation(
     scale: float = 0.01,
     samples: int = 1,
     antithetic: bool = True,
-    noise: str = "gaussian",
+    noise: str = "rademacher",
     lifetime: int | None = None,
     credit: str = "causal",
     samples_at_once: int | None = None,
