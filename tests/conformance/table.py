@@ -246,6 +246,16 @@ def rule_of(
     return made(case, RULES[case.rule].make, streaming, window, reduction)
 
 
+def plain(tree: Any) -> Any:
+    """A tree whose keys are numbers, which can be compared."""
+
+    def number(a: Any) -> Any:
+        keyed = hasattr(a, "dtype") and jnp.issubdtype(a.dtype, jax.dtypes.prng_key)
+        return jax.random.key_data(a) if keyed else a
+
+    return jax.tree.map(number, tree)
+
+
 def groups(tree: Any) -> dict[str, Any]:
     """A tree of parameters as a plain nested dict, Linen's or NNX's."""
     return nnx.to_pure_dict(tree) if isinstance(tree, nnx.State) else dict(tree)

@@ -27,6 +27,7 @@ from tests.conformance.table import (
     cases_of,
     groups,
     made,
+    plain,
     rule_of,
 )
 
@@ -86,13 +87,8 @@ def stream(case: Case, batch: Batch, lengths: list[int]) -> tuple[Any, Any]:
 
 
 def carried(state: Any) -> Any:
-    """All that a state takes to the next call: all but the last call's loss; keys as numbers."""
-
-    def plain(a: Any) -> Any:
-        keyed = jax.numpy.issubdtype(a.dtype, jax.dtypes.prng_key)
-        return jax.random.key_data(a) if keyed else a
-
-    return jax.tree.map(plain, state._replace(loss=None))
+    """All that a state takes to the next call: all but the last call's loss."""
+    return plain(state._replace(loss=None))
 
 
 def only(state: Any, example: int) -> list:

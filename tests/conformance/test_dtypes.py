@@ -25,11 +25,11 @@ def float64() -> Iterator[None]:
 
 
 @functools.cache
-def network():
-    """A network that every rule takes, with float32 parameters, and data in NumPy."""
+def network(tuned=True):
+    """A network with float32 parameters, of which one may lie in no layer, and data in NumPy."""
     rng = np.random.default_rng(0)
     model = localgrad.Network(
-        (localgrad.RateCell(4, alpha=0.3, learn_alpha=True),), readout=nn.Dense(OUT)
+        (localgrad.RateCell(4, alpha=0.3, learn_alpha=tuned),), readout=nn.Dense(OUT)
     )
     inputs = rng.normal(size=(B, T, IN)).astype(np.float32)
     carry = model.initialize_carry(jax.random.key(0), (B, IN))
@@ -41,7 +41,7 @@ def network():
 def updated(name, dtype=jnp.float32, data=jnp.float32, x64=False):
     """Two windows of a stream: the parameters, the updates, and the states before and after."""
     with jax.enable_x64(x64):
-        model, params, inputs, targets = network()
+        model, params, inputs, targets = network("tuned" not in RULES[name].refuses)
         params = jax.tree.map(lambda a: jnp.asarray(a, dtype), params)
         batch = localgrad.Batch(jnp.asarray(inputs, data), jnp.asarray(targets, data))
         rule = RULES[name].make(

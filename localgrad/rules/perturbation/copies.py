@@ -299,11 +299,12 @@ def _screen(options: Options, stack: Stack, params: Leaves) -> None:
     for level in stack.levels:
         cell = stack.cells[level]
         if cell.unowned:
-            _refuse(options.rule, f"{stack.name(level)} ({cell.module.name})", cell.unowned[0])
+            where = f"{stack.name(level)} ({cell.module.name})"
+            _refuse(options.rule, where, cell.unowned[0], blind="OptimizedLSTM" in cell.module.name)
     if options.exact_readout and stack.readout is None:
         raise ValueError(
-            'readout="exact" needs the readout of a localgrad.Network, and this model has none. '
-            "Wrap it: localgrad.Network((cell,), readout=nn.Dense(O))."
+            f'{options.rule} with readout="exact" needs the readout of a localgrad.Network, and '
+            "this model has none. Wrap it: localgrad.Network((cell,), readout=nn.Dense(O))."
         )
 
 
@@ -313,12 +314,12 @@ def _require_heard(rule: str, part: Part, params: Leaves) -> None:
         _refuse(rule, part.label, path[len(part.prefix) :])
 
 
-def _refuse(rule: str, where: str, path: Path) -> None:
+def _refuse(rule: str, where: str, path: Path, blind: bool = False) -> None:
+    other = "Use nn.LSTMCell: the same parameters load unchanged. Or take" if blind else "Use"
     raise ValueError(
         f"{rule} cannot credit parameter {'/'.join(path)} of {where}: noise enters a model by its "
-        "linear layers, and this one lies in none that it can see. Use "
-        "localgrad.weight_perturbation, which takes every parameter (or, for an "
-        "OptimizedLSTMCell, nn.LSTMCell: the same parameters load unchanged)."
+        f"linear layers, and this one lies in none that it can see. {other} "
+        "localgrad.weight_perturbation, which takes every parameter."
     )
 
 
