@@ -136,7 +136,7 @@ RULES: dict[str, Rule] = {
         ("untapped", "tuned"),
         keyed=True,
         random=True,
-        models=("two_gated",),
+        models=("gru",),
     ),
     "node_perturbation_exact": Rule(
         localgrad.node_perturbation,
@@ -146,7 +146,7 @@ RULES: dict[str, Rule] = {
         ("untapped", "tuned", "bare"),
         keyed=True,
         random=True,
-        models=("gru",),
+        models=(),
     ),
     "weight_perturbation": Rule(
         localgrad.weight_perturbation,
@@ -155,7 +155,7 @@ RULES: dict[str, Rule] = {
         {"scale": 1e-4},
         keyed=True,
         random=True,
-        models=("embed", "optimized_lstm"),
+        models=("embed",),
     ),
     "forward_gradient": Rule(
         localgrad.forward_gradient,
@@ -163,7 +163,7 @@ RULES: dict[str, Rule] = {
         "bptt",
         keyed=True,
         random=True,
-        models=("rate_alpha",),
+        models=(),
     ),
     "forward_gradient_nodes": Rule(
         localgrad.forward_gradient,
@@ -173,7 +173,7 @@ RULES: dict[str, Rule] = {
         ("untapped", "tuned"),
         keyed=True,
         random=True,
-        models=("two_rates",),
+        models=(),
     ),
     "pes": Rule(
         localgrad.pes,

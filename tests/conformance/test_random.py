@@ -61,7 +61,9 @@ def noisy(bias: float = 0.0, scale: float = 1.0) -> Rule:
     return Rule(factory, "noisy", "bptt", keyed=True, random=True, models=None)
 
 
-RANDOM = {"noisy": noisy()} | {name: row for name, row in RULES.items() if row.random}
+RANDOM = {"noisy": noisy()} | {
+    name: row for name, row in RULES.items() if row.random and row.models
+}
 every_random_rule = pytest.mark.parametrize("name", RANDOM)
 
 
