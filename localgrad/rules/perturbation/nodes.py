@@ -51,8 +51,11 @@ def node_perturbation(
     step credit. Causal credit leaves out losses that came before the noise, so that it varies less
     than total credit, about half as much. The variance grows with the number of nodes and steps.
 
-    *Costs* K + 1 forward passes (2 K + 1 if antithetic). Memory does not grow with T: for each
-    sample, stream and parameter below the readout, one number is carried, but with step credit.
+    *Costs* K + 1 forward passes (2 K + 1 if antithetic) and the drawing of noise; 64 samples of 128
+    units took 1.2 times as long as 64 forward passes on one CPU core, four at a time, and 3.5 times
+    all at once; normal numbers take longer to draw than a forward pass, signs hardly any time.
+    Memory does not grow with T: for each sample, stream and parameter below the readout, one number
+    is carried, but with step credit.
     No derivative of an activation, a cell or a loss is taken (of the loss, for an exact readout).
 
     A copy of an example whose loss or carry is not finite, where the clean one's is, is left out at
@@ -75,7 +78,7 @@ def node_perturbation(
         credit: `"causal"`, `"step"` or `"total"`.
         readout: `"perturb"`, or `"exact"` for the gradient of the readout of a `Network`.
         samples_at_once: how many samples to run side by side, a divisor of K: bounds memory. None
-            for all.
+            for all; on a CPU 4 may be faster.
         batch_size: None for *episodic* learning: each batch holds whole sequences, from the initial
             carry. B for *streaming*: B parallel streams whose carries and eligibility persist
             from call to call.
