@@ -44,7 +44,7 @@ def _candidates() -> dict[str, Candidate]:
     for name, row in catalogue.RULES.items():
         if "horizon" in row.settings:
             found |= {f"{name}({h})": Candidate(row, {"horizon": h}) for h in HORIZONS}
-        elif not row.dense:
+        elif not (row.dense or row.random):
             found[name] = Candidate(row, {})
     return found
 

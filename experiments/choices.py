@@ -91,7 +91,9 @@ CELLS: dict[CellName, CellChoice] = {
 }
 
 RULES: dict[str, RuleChoice] = {  # of networks of one layer
-    name: RuleChoice(row) for name, row in catalogue.RULES.items() if not row.deep
+    name: RuleChoice(row)
+    for name, row in catalogue.RULES.items()
+    if not (row.deep or row.random)  # what learns from noise wants rates and updates of its own
 }
 RULES["tbptt1_rmsprop"] = RuleChoice(
     catalogue.RULES["tbptt"], optax.rmsprop, suffix=" + RMSprop", horizon=1
