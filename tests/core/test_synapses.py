@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import pytest
 
 from localgrad.core.model.modules import as_module
-from localgrad.core.model.synapses import CHAINED, INPUT, OUTPUT, RECURRENT, dependencies, dissect
+from localgrad.core.model.synapses import CHAINED, INPUT, OUTPUT, RECURRENT, dissect
+from localgrad.core.ownership.reach import dependencies
 from localgrad.core.params import flatten
 
 B, N, IN = 2, 4, 3

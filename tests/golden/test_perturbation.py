@@ -109,11 +109,11 @@ def to_weights(noise, lifetime):
     """Feeds noise, by weight [T, to, from], anew every so many steps; None for the first alone."""
     each = {WEIGHTS[n]: jnp.asarray(z).swapaxes(-1, -2)[:, None, None] for n, z in noise.items()}
 
-    def renewed(options, key, at, numbers, before):
+    def renewed(options, draw, numbers, before):
         if lifetime is None:
             return {path: z[0] for path, z in each.items()}, {}
-        begins = at.clock % lifetime == 0
-        now = {p: jnp.where(begins, each[p][at.clock], z) for p, z in before.noise.items()}
+        begins = draw.clock % lifetime == 0
+        now = {p: jnp.where(begins, each[p][draw.clock], z) for p, z in before.noise.items()}
         met = {p: jnp.where(begins, z + now[p], z) for p, z in before.met.items()}
         return now, met
 

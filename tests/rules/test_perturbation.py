@@ -111,7 +111,7 @@ def test_weights_give_the_gradient_on_average():
     leaves = [np.size(a) for a in jax.tree.leaves(given[1])]
     total = sum(leaves)
 
-    def renewed(options, key, at, numbers, before):
+    def renewed(options, draw, numbers, before):
         eye = iter(np.split(np.eye(total) * np.sqrt(total), np.cumsum(leaves)[:-1], axis=1))
         noise = {
             path: jnp.asarray(next(eye)).reshape(total, 1, *z.shape[2:])
@@ -318,7 +318,7 @@ def test_drives_that_are_summed_are_one_node():
         (localgrad.activity_perturbation, {"norm": "l2"}, "norm must be one of .*'l2'"),
         (localgrad.weight_perturbation, {"lifetime": 0}, "lifetime must be a positive.*got 0"),
         (localgrad.weight_perturbation, {"credit": "total"}, "credit must be one of"),
-        (localgrad.pes, {"unroll": None}, "unroll must be a positive number of steps; got None"),
+        (localgrad.pes, {"unroll": None}, "unroll must be a positive integer; got None"),
         (localgrad.forward_gradient, {"over": "units"}, "over must be one of .*'units'"),
     ],
 )

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from localgrad.core.model.synapses import dependencies
+from localgrad.core.ownership.reach import dependencies
 from localgrad.core.steps import merge_steps, split_steps
 
 

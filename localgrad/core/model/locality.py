@@ -238,17 +238,22 @@ def require_units(cell: Anatomy, carry: Any, name: str, rule: str) -> None:
         )
 
 
+def require_layers(cell: Anatomy, name: str, rule: str) -> None:
+    """Raises for Flax's one cell without layers, for which there is another."""
+    if cell.module.name == "OptimizedLSTMCell" and not cell.sites:
+        raise ValueError(
+            f"{rule} cannot credit {name} ({cell.module.name}): it has no Dense layers to tap. Use "
+            "nn.LSTMCell: the same parameters load unchanged."
+        )
+
+
 def require_local(
     cell: Anatomy, params: Leaves, carry: Any, found: Findings, name: str, rule: str
 ) -> None:
     """Raises, by name, for what a rule that treats each unit by itself cannot credit."""
+    require_layers(cell, name, rule)
     where = f"{rule} cannot credit {name} ({cell.module.name})"
     way_out, units = WAY_OUT, jax.tree.leaves(carry)[0].shape[-1]
-    if cell.module.name == "OptimizedLSTMCell" and not cell.sites:
-        raise ValueError(
-            f"{where}: it has no Dense layers to tap. Use nn.LSTMCell: the same parameters load "
-            "unchanged."
-        )
     paths = [site.layer.path for site in cell.sites]
     for site, leak, meets in zip(cell.sites, found.drives, found.meetings.drives, strict=True):
         label = f"layer {'/'.join(site.layer.path)}"

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from localgrad.core.model.isolation import require_apart
 from localgrad.core.model.modules import LinenModule, Module, NNXModule, as_module, impure
 from localgrad.core.model.network import Network
-from localgrad.core.model.synapses import Anatomy, dependencies, dissect
+from localgrad.core.model.synapses import Anatomy, dissect
+from localgrad.core.ownership.reach import dependencies
 from localgrad.core.params import Leaves, Path, under
 
 

@@ -16,7 +16,8 @@ from localgrad.core.model.stack import Stack
 from localgrad.core.model.synapses import OUTPUT, Site
 from localgrad.core.params import Leaves, Path, under
 from localgrad.core.passes.contraction import pres
-from localgrad.core.passes.forward import forward
+from localgrad.core.passes.forward import Tape
+from localgrad.core.passes.run import through_cells
 from localgrad.core.steps import length, merge_steps, split_steps
 
 Nudges = Sequence[Mapping[int, jax.Array]]
@@ -82,34 +83,30 @@ def hear(
     Returns:
         What was heard.
     """
-    left = [] if nudges is None else list(nudges)
-    last, parts = [], []
-
-    def own_nudges() -> Mapping[int, jax.Array]:
-        return left.pop(0) if left else {}
-
-    zs = xs
+    given: list[Mapping[int, jax.Array]] = list(nudges or ())
+    given += [{}] * (len(stack.cells) + 2 - len(given))  # a readout may be left alone
+    parts, zs = [], xs
     if stack.encoder is not None:
-        part, zs = _memoryless("encoder", stack.encoder, params, zs, own_nudges())
+        part, zs = _memoryless("encoder", stack.encoder, params, zs, given.pop(0))
         parts.append(part._replace(instant=(False,) * len(part.nodes)))
-    for level in stack.levels:
-        cell, own = stack.cells[level], under(params, stack.prefixes[level])
-        carry, tape = forward(
-            cell, own, carries[level], zs, reset, stack.initial[level], nudges=own_nudges()
-        )
-        nodes = nodes_of(cell, own, stack.initial[level], stack.fed[level])
-        highest = level == stack.levels[-1]
-        instant = tuple(highest and all(cell.sites[i].role == OUTPUT for i in n) for n in nodes)
-        heard = pres(cell, own, tape), tape.drives
-        name = stack.name(level)
-        parts.append(Part(name, stack.prefixes[level], cell.sites, nodes, instant, *heard))
-        last.append(carry)
-        zs = tape.ys
-    outputs = zs
+    last, tapes = through_cells(stack, params, carries, zs, reset, nudges=given)
+    parts += [_cell(stack, params, level, tapes[level]) for level in stack.levels]
+    ys = outputs = tapes[-1].ys
     if stack.readout is not None:
-        part, outputs = _memoryless("readout", stack.readout, params, zs, own_nudges())
+        nudge = given[len(stack.cells)]
+        part, outputs = _memoryless("readout", stack.readout, params, ys, nudge)
         parts.append(part)
-    return Heard(tuple(last), parts, zs, outputs)
+    return Heard(last, parts, ys, outputs)
+
+
+def _cell(stack: Stack, params: Leaves, level: int, tape: Tape) -> Part:
+    """A cell as a part; the highest one's outputs reach no later loss by themselves."""
+    cell, prefix = stack.cells[level], stack.prefixes[level]
+    own, highest = under(params, prefix), level == stack.levels[-1]
+    nodes = nodes_of(cell, own, stack.initial[level], stack.fed[level])
+    instant = tuple(highest and all(cell.sites[i].role == OUTPUT for i in n) for n in nodes)
+    received = pres(cell, own, tape)
+    return Part(stack.name(level), prefix, cell.sites, nodes, instant, received, tape.drives)
 
 
 def _memoryless(

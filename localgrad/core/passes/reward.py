@@ -46,6 +46,17 @@ def earlier(gaps: jax.Array, before: jax.Array, reset: jax.Array | None) -> jax.
     return jax.lax.scan(ahead, before, (gaps, reset))[1]
 
 
+def ongoing(reset: jax.Array) -> jax.Array:
+    """Whether no reset [W, B] came since the window began, [W, 1, B]."""
+    return (jnp.cumsum(reset, axis=0) == 0)[:, None]
+
+
+def leaving(reset: jax.Array) -> jax.Array:
+    """Whether no reset [W, B] comes until the window ends, [W, 1, B]."""
+    met = jnp.cumsum(reset, axis=0)
+    return (met == met[-1][None])[:, None]
+
+
 def _forgotten(reset: jax.Array, sums: jax.Array) -> jax.Array:
     """Sums [..., B], 0 where reset [B] says so."""
     again = reset.reshape((1,) * (sums.ndim - 1) + reset.shape)

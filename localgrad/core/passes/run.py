@@ -5,7 +5,7 @@ Letters: B batch, W steps of the window, K credit rows, N units.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -65,6 +65,43 @@ def run(
             f"{len(stack.cells)}, which run one after the other over a whole window."
         )
     zs, encode = _memoryless(stack.encoder, under(params, ("encoder",)), xs, length(xs))
+    last, tapes = through_cells(stack, params, carries, zs, reset, settle=settle)
+    outputs, read = _memoryless(
+        stack.readout, under(params, ("readout",)), tapes[-1].ys, length(xs)
+    )
+    return Pass(
+        last,
+        tapes,
+        outputs,
+        lambda q: placed(encode(q)[0], ("encoder",)),
+        lambda q: (placed((found := read(q))[0], ("readout",)), found[1]),
+    )
+
+
+def through_cells(
+    stack: Stack,
+    params: Leaves,
+    carries: Any,
+    zs: Any,
+    reset: jax.Array | None,
+    *,
+    nudges: Sequence[Mapping[int, jax.Array]] | None = None,
+    settle: Settle | None = None,
+) -> tuple[tuple[Any, ...], list[Tape]]:
+    """Runs the cells of a model over a window, one after the other.
+
+    Args:
+        stack: the model, taken apart.
+        params: its parameters.
+        carries: each cell's carry before the window, leaves [B, N].
+        zs: inputs of the lowest cell, leaves [W, B, ...].
+        reset: [W, B] bool, or None.
+        nudges: for each cell, what to add to its drives, by call number, [W, B, D]; or None.
+        settle: what happens to the carry after each step; or None.
+
+    Returns:
+        Each cell's carry after the window, and its tape.
+    """
     last, tapes = [], []
     for level in stack.levels:
         carry, tape = forward(
@@ -74,19 +111,13 @@ def run(
             zs,
             reset,
             stack.initial[level],
+            nudges=None if nudges is None else nudges[level],
             settle=settle,
         )
         last.append(carry)
         tapes.append(tape)
         zs = tape.ys
-    outputs, read = _memoryless(stack.readout, under(params, ("readout",)), zs, length(xs))
-    return Pass(
-        tuple(last),
-        tapes,
-        outputs,
-        lambda q: placed(encode(q)[0], ("encoder",)),
-        lambda q: (placed((found := read(q))[0], ("readout",)), found[1]),
-    )
+    return tuple(last), tapes
 
 
 class Level(NamedTuple):

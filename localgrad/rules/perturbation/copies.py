@@ -15,17 +15,17 @@ import jax.numpy as jnp
 
 from localgrad.core.contract.noise import require_key, step_keys
 from localgrad.core.frame import Frame, Recipe, Window
+from localgrad.core.model.locality import require_layers
 from localgrad.core.model.stack import Stack
 from localgrad.core.model.synapses import OUTPUT
 from localgrad.core.params import Leaves, Path, accumulator, added, placed, under
 from localgrad.core.passes import disturb
-from localgrad.core.passes.contraction import contract, outer
+from localgrad.core.passes.correlation import correlated, traced
 from localgrad.core.passes.disturb import Noise, Signals
 from localgrad.core.passes.heard import Heard, Part, hear, unheard
-from localgrad.core.passes.reward import earlier, later
+from localgrad.core.passes.reward import earlier, later, ongoing
 from localgrad.core.steps import even_window, length, merge_steps, over_samples
-
-NORMS = ("layer", "joint", "variance", "fernandez2024")
+from localgrad.rules.perturbation.norms import normalised
 
 
 class NodeState(NamedTuple):
@@ -102,7 +102,7 @@ def _process(options: Options, frame: Frame, state: NodeState, window: Window) -
     clean = hear(stack, params, carries, window.inputs, window.reset)
     values = frame.objective.values(clean.outputs, window.targets, window.weight)
     parts = tuple(p for p in clean.parts if not (options.exact_readout and p.label == "readout"))
-    for part in clean.parts:
+    for part in parts:
         _require_heard(options.rule, part, params)
     scored = disturb.Scored(frame.objective, window.targets, window.weight, values)
     at = disturb.Window(stack, params, carries, window.inputs, window.reset, clean, scored, parts)
@@ -114,9 +114,7 @@ def _process(options: Options, frame: Frame, state: NodeState, window: Window) -
     )
     grads = _exact(frame, window, clean) if options.exact_readout else {}
     for part, post in zip(parts, posts, strict=True):
-        own = under(params, part.prefix)
-        each = contract(part.sites, own, part.received, _by_call(part, post))
-        grads |= placed(_scaled(options, frame, each), part.prefix)
+        grads |= _scaled(options, frame, correlated(part, params, post))
     grads = added(grads, _scaled(options, frame, recalled))
     state = state._replace(
         carry=stack.pack(clean.carries),
@@ -146,7 +144,7 @@ def _some_samples(
     noise = disturb.noise_for(options.noise.kind, own_keys, at.disturbed)
     ran = disturb.disturb(options.noise, at, deviation, noise)
     gaps = ran.gaps
-    signals = noise if options.norm is None else _normalised(options.norm, at, ran.activity)
+    signals = noise if options.norm is None else normalised(options.norm, at.inputs, ran.activity)
     paid, returned = _paid(options.credit, gaps, returned, at.reset)
     posts = [
         [
@@ -157,20 +155,15 @@ def _some_samples(
     ]
     if options.credit == "step":
         return (posts, {}), (ran.deviation, {}, returned)
-    entering = gaps if at.reset is None else jnp.where(_ongoing(at.reset), gaps, 0)
+    entering = gaps if at.reset is None else jnp.where(ongoing(at.reset), gaps, 0)
     recalled = {
         path: jnp.einsum("kb,kb...->...", entering.sum(0).astype(e.dtype), e)
         for path, e in eligibility.items()
         if not frame.opening
     }
     if not frame.closing:
-        eligibility = _traced(at, signals, eligibility)
+        eligibility = _carried(at, signals, eligibility)
     return (posts, recalled), (ran.deviation, eligibility, returned)
-
-
-def _ongoing(reset: jax.Array) -> jax.Array:
-    """[W, 1, B], whether no reset came since the window began."""
-    return (jnp.cumsum(reset, axis=0) == 0)[:, None]
 
 
 def _paid(
@@ -186,66 +179,17 @@ def _paid(
     return after + before - gaps, before[-1].astype(returned.dtype)
 
 
-def _normalised(norm: str, at: disturb.Window, activity: Signals) -> Signals:
-    """Activity, finite, times k_t."""
-    activity = [[jnp.where(jnp.isfinite(a), a, 0) for a in row] for row in activity]
-    if norm == "variance":
-        return activity
-    squares = [sum((a * a).reshape(*a.shape[:3], -1).sum(-1) for a in row) for row in activity]
-    widths = [sum(a[0, 0, 0].size for a in row) for row in activity]
-    if norm == "joint":
-        squares, widths = [sum(squares)] * len(widths), [sum(widths)] * len(widths)
-    if norm == "fernandez2024":
-        seen = sum(a[0, 0].size for a in jax.tree.leaves(at.inputs))
-        widths = [(sum(widths) + seen) ** 0.5] * len(widths)
-
-    def normal(a: jax.Array, square: Any, width: float) -> jax.Array:
-        factor = jnp.where(square > 0, width / jnp.where(square > 0, square, 1), 0)
-        return a * factor.reshape(*factor.shape, *(1,) * (a.ndim - 3)).astype(a.dtype)
-
-    return [
-        [normal(a, square, width) for a in row]
-        for row, square, width in zip(activity, squares, widths, strict=True)
-    ]
-
-
-def _by_call(part: Part, posts: list[jax.Array]) -> list[jax.Array]:
-    """What each node learns as what each synapse call does."""
-    found = {i: post for node, post in zip(part.nodes, posts, strict=True) for i in node}
-    return [found[i] for i in range(len(part.sites))]
-
-
-def _traced(at: disturb.Window, signals: Signals, before: Leaves) -> Leaves:
+def _carried(at: disturb.Window, signals: Signals, before: Leaves) -> Leaves:
     """The eligibility after a window: what was there, unless forgotten, and what came."""
-    found: Leaves = {}
+    came: Leaves = {}
     for part, zs in zip(at.disturbed, signals, strict=True):
-        own = under(at.params, part.prefix)
-        calls = [
-            (part.sites[i], part.received[i], z)
-            for node, z, instant in zip(part.nodes, zs, part.instant, strict=True)
-            for i in node
-            if not instant
-        ]
-        if not calls:
-            continue
-        sites, received, posts = map(list, zip(*calls, strict=True))
-        if at.reset is not None:
-            met = jnp.cumsum(at.reset, axis=0)
-            leaving = (met == met[-1][None])[:, None]  # [W, 1, B]
-            posts = [
-                jnp.where(leaving.reshape(*leaving.shape, *(1,) * (z.ndim - 3)), z, 0)
-                for z in posts
-            ]
-        one = functools.partial(outer, sites, own)
-        over_batch = jax.vmap(one, (1, 1))  # [W, B, ...]
-        each = jax.vmap(over_batch, (None, 1))(received, posts)
-        found |= placed(each, part.prefix)
+        came |= traced(part, at.params, zs, at.reset)
     kept = {}
     for path, e in before.items():
         if at.reset is not None:
             again = at.reset.any(0).reshape(1, -1, *(1,) * (e.ndim - 2))
             e = jnp.where(again, jnp.zeros_like(e), e)
-        kept[path] = e + found[path].astype(e.dtype)
+        kept[path] = e + came[path].astype(e.dtype)
     return kept
 
 
@@ -297,10 +241,10 @@ def _screen(options: Options, stack: Stack, params: Leaves) -> None:
     """Raises for parameters of cells that no noise enters by, and for no readout to be exact."""
     del params
     for level in stack.levels:
-        cell = stack.cells[level]
+        cell, name = stack.cells[level], stack.name(level)
+        require_layers(cell, name, options.rule)
         if cell.unowned:
-            where = f"{stack.name(level)} ({cell.module.name})"
-            _refuse(options.rule, where, cell.unowned[0], blind="OptimizedLSTM" in cell.module.name)
+            _refuse(options.rule, f"{name} ({cell.module.name})", cell.unowned[0])
     if options.exact_readout and stack.readout is None:
         raise ValueError(
             f'{options.rule} with readout="exact" needs the readout of a localgrad.Network, and '
@@ -314,11 +258,10 @@ def _require_heard(rule: str, part: Part, params: Leaves) -> None:
         _refuse(rule, part.label, path[len(part.prefix) :])
 
 
-def _refuse(rule: str, where: str, path: Path, blind: bool = False) -> None:
-    other = "Use nn.LSTMCell: the same parameters load unchanged. Or take" if blind else "Use"
+def _refuse(rule: str, where: str, path: Path) -> None:
     raise ValueError(
         f"{rule} cannot credit parameter {'/'.join(path)} of {where}: noise enters a model by its "
-        f"linear layers, and this one lies in none that it can see. {other} "
+        "linear layers, and this one lies in none that it can see. Use "
         "localgrad.weight_perturbation, which takes every parameter."
     )
 

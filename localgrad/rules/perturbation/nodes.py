@@ -9,7 +9,8 @@ import jax
 from localgrad.core.contract.rule import LearningRule, Loss
 from localgrad.core.frame import windowed_rule
 from localgrad.core.passes.reward import CREDITS
-from localgrad.rules.perturbation.copies import NORMS, Options, recipe_of
+from localgrad.rules.perturbation.copies import Options, recipe_of
+from localgrad.rules.perturbation.norms import NORMS
 from localgrad.rules.perturbation.options import noise_of, require_choice, require_samples
 
 READOUTS = ("perturb", "exact")
@@ -49,11 +50,11 @@ def node_perturbation(
     *Estimates*, on average over the noise, the gradient of BPTT under causal and total credit, but
     for an error that falls with `scale` squared, and the gradient with a horizon of one step under
     step credit. Causal credit leaves out losses that came before the noise, so that it varies less
-    than total credit, about half as much. The variance grows with the number of nodes and steps.
+    than total credit. The variance grows with the number of nodes and steps.
 
-    *Costs* K + 1 forward passes (2 K + 1 if antithetic) and the drawing of noise; 64 samples of 128
-    units took 1.2 times as long as 64 forward passes on one CPU core, four at a time, and 3.5 times
-    all at once; normal numbers take longer to draw than a forward pass, signs hardly any time.
+    *Costs* K + 1 forward passes (2 K + 1 if antithetic) and the drawing of noise: 64 samples of 128
+    units took 1.2 times as long as 64 forward passes on one CPU core, four at a time, 3.5 times all
+    at once, and 6 times with normal numbers, which take long to draw.
     Memory does not grow with T: for each sample, stream and parameter below the readout, one number
     is carried, but with step credit.
     No derivative of an activation, a cell or a loss is taken (of the loss, for an exact readout).
@@ -70,10 +71,10 @@ def node_perturbation(
         key: a typed PRNG key. Noise is drawn from it, for each step anew, however often `update` is
             called.
         scale: the noise's standard deviation, in the units of the drives. Smaller is less biased,
-            until rounding drowns the differences of losses: in float32 below about 1e-3.
+            until rounding drowns the differences of losses.
         samples: K, noisy copies of each example.
-        antithetic: let each sample be two copies with opposite noise, and compare these; halves
-            cost little variance but that of even order in the noise.
+        antithetic: let each sample be two copies with opposite noise, and compare these: what is of
+            even order in the noise drops out of every sample.
         noise: `"gaussian"` or `"rademacher"` (-1 or 1 times the scale).
         credit: `"causal"`, `"step"` or `"total"`.
         readout: `"perturb"`, or `"exact"` for the gradient of the readout of a `Network`.
@@ -167,7 +168,8 @@ def activity_perturbation(
     t is M_t G_t, with G_t what BPTT finds (under step credit, what it finds with a horizon of one
     step), and M_t = sum_{k <= t} J_tk J_tk' >= I how earlier noise spreads. So each step descends
     on average, but the sum over steps need not, and is biased; the norms by layer bias it further.
-    Where noise spreads far its samples vary much less than those of `node_perturbation`.
+    Under step credit its samples vary less than those of `node_perturbation`: what earlier noise
+    does to a loss is a signal here, and noise there. Under causal credit they do not.
 
     *Costs* and arguments as of `node_perturbation`. There is no total credit here: it would pay
     activity for losses that its causes already brought about.

@@ -15,8 +15,9 @@ from localgrad.core.contract.noise import drawn, require_key
 from localgrad.core.frame import Frame, Recipe, Window
 from localgrad.core.model.stack import Stack
 from localgrad.core.params import Leaves, Path, accumulator
-from localgrad.core.passes.disturb import Noise, Scored, restarted
-from localgrad.core.passes.run import Pass, run
+from localgrad.core.passes.alone import Stretch, disturb_each
+from localgrad.core.passes.disturb import Noise, Scored
+from localgrad.core.passes.run import run
 from localgrad.core.steps import even_window, length, over_samples
 
 
@@ -83,26 +84,20 @@ class _Particles(NamedTuple):
     met: Leaves
 
 
-class _Stretch(NamedTuple):
-    """Steps with the same noise, and what all samples share of them.
+class _Draw(NamedTuple):
+    """When noise is drawn.
 
     Attributes:
-        window: the steps; a reset only before the first.
-        carries: each cell's clean carry before them.
-        last: each cell's clean carry after them.
-        clean: [W, B], their losses without noise.
-        renewed: [B], whether noise is drawn anew before them, or None where it may not be.
+        key: of the stream.
+        clock: the number of the first of these steps.
+        renewed: [B], whether noise is drawn anew before them.
         begins: [B], whether a sequence begins with them.
-        clock: the number of the first.
     """
 
-    window: Window
-    carries: Any
-    last: Any
-    clean: jax.Array
+    key: jax.Array
+    clock: jax.Array
     renewed: jax.Array
     begins: jax.Array
-    clock: jax.Array
 
 
 def recipe_of(options: Options, told: dict[str, Any]) -> Recipe:
@@ -157,21 +152,22 @@ def _stretch(
         since = jnp.where(window.reset[0], 0, since)
     begins = since == 0
     renewed = begins if options.lifetime is None else since % options.lifetime == 0
-    at = _Stretch(window, carries, ran.carries, clean, renewed, begins, clock)
-    some = functools.partial(_some_samples, options, frame, jax.random.fold_in(key, clock), at)
+    scored = Scored(frame.objective, window.targets, window.weight, clean)
+    shared = (frame.stack, frame.params, carries, ran.carries, window.inputs, window.reset, scored)
+    draw = _Draw(key, clock, renewed, begins)
+    some = functools.partial(_some_samples, options, Stretch(*shared), draw)
     grads, particles = over_samples(some, (jnp.arange(options.samples), particles), options.at_once)
     clock = clock + jnp.asarray(steps, clock.dtype)
     return (ran.carries, particles, since + steps, clock), (grads, clean)
 
 
 def _some_samples(
-    options: Options, frame: Frame, key: jax.Array, at: _Stretch, given: tuple
+    options: Options, at: Stretch, draw: _Draw, given: tuple
 ) -> tuple[Leaves, _Particles]:
     """What some samples say, summed over them, and what becomes of them."""
     numbers, particles = given
-    noise, met = _renewed(options, key, at, numbers, particles)
-    scored = Scored(frame.objective, at.window.targets, at.window.weight, at.clean)
-    deviation, gaps = _disturbed(options.noise, frame, at, scored, particles.deviation, noise)
+    noise, met = _renewed(options, draw, numbers, particles)
+    deviation, gaps = disturb_each(options.noise, at, particles.deviation, noise)
     gaps = gaps.sum(0)  # [K, B]
     paid = met if options.sums else noise
     grads = {path: jnp.einsum("kb,kb...->...", gaps.astype(z.dtype), z) for path, z in paid.items()}
@@ -179,10 +175,11 @@ def _some_samples(
 
 
 def _renewed(
-    options: Options, key: jax.Array, at: _Stretch, numbers: jax.Array, before: _Particles
+    options: Options, draw: _Draw, numbers: jax.Array, before: _Particles
 ) -> tuple[Leaves, Leaves]:
     """The noise of these steps, and all that was met, [K, B, ...]."""
-    keys = jax.vmap(lambda k: jax.random.fold_in(key, k))(numbers)
+    now = jax.random.fold_in(draw.key, draw.clock)
+    keys = jax.vmap(lambda k: jax.random.fold_in(now, k))(numbers)
 
     def anew(held: tuple[Leaves, Leaves]) -> tuple[Leaves, Leaves]:
         noise, met = dict(held[0]), dict(held[1])
@@ -196,88 +193,13 @@ def _renewed(
             def where(flags: jax.Array, a: Any, b: jax.Array) -> jax.Array:
                 return jnp.where(flags.reshape(1, -1, *(1,) * (b.ndim - 2)), a, b)
 
-            noise[path] = where(at.renewed, fresh, old)
+            noise[path] = where(draw.renewed, fresh, old)
             if path in met:
-                kept = where(at.begins, 0, met[path])
-                met[path] = where(at.renewed, kept + fresh, kept)
+                kept = where(draw.begins, 0, met[path])
+                met[path] = where(draw.renewed, kept + fresh, kept)
         return noise, met
 
-    return jax.lax.cond(at.renewed.any(), anew, lambda held: held, (before.noise, before.met))
-
-
-def _disturbed(
-    how: Noise, frame: Frame, at: _Stretch, scored: Scored, deviation: Any, noise: Leaves
-) -> tuple[Any, jax.Array]:
-    """The copies' deviations after these steps, and what their losses tell, [W, K, B]."""
-    window, stack = at.window, frame.stack
-    along = (at.carries, stack.initial, window.inputs, window.reset)
-    if how.scale is None:
-        scores = (window.targets, window.weight)
-        each = functools.partial(_tangent, frame)
-        each = jax.vmap(each, (0, 0, 0, 0, 1, 1, 1), (0, 1))  # examples
-        each = jax.vmap(each, (0, 0, *(None,) * 5), (0, 1))  # samples
-        moved = jax.tree.map(lambda a: a[:, 0], deviation)
-        deviation, gaps = each(moved, noise, *along, scores)
-        return jax.tree.map(lambda a: a[:, None], deviation), gaps
-
-    each = functools.partial(_copy, frame, how.scale)
-    each = jax.vmap(each, (None, 0, 0, 0, 0, 1, 1), (0, 1))  # examples
-    each = jax.vmap(each, (0, 0, *(None,) * 5), (0, 1))  # signs
-    each = jax.vmap(each, (None, 0, 0, *(None,) * 4), (0, 1))  # samples
-    carries, outputs = each(jnp.array(how.signs), deviation, noise, *along)
-    apart = jax.tree.map(lambda a, b: a - b[None, None], carries, at.last)
-    return restarted(apart), scored.gaps(how, outputs)
-
-
-def _copy(
-    frame: Frame,
-    scale: float,
-    sign: jax.Array,
-    deviation: Any,
-    noise: Leaves,
-    carries: Any,
-    initial: Any,
-    x: Any,
-    reset: Any,
-) -> tuple[Any, Any]:
-    """One example with weights of its own: its carry, leaves [N], and outputs, leaves [W, ...]."""
-    own = {
-        path: (leaf + sign * scale * noise[path]).astype(leaf.dtype)
-        for path, leaf in frame.params.items()
-    }
-    ran = _alone(frame, own, jax.tree.map(jnp.add, carries, deviation), initial, x, reset)
-    return jax.tree.map(lambda a: a.squeeze(0), ran.carries), jax.tree.map(
-        lambda a: a.squeeze(1), ran.outputs
-    )
-
-
-def _tangent(
-    frame: Frame,
-    deviation: Any,
-    noise: Leaves,
-    carries: Any,
-    initial: Any,
-    x: Any,
-    reset: Any,
-    scores: tuple,
-) -> tuple[Any, jax.Array]:
-    """How one example's carry, leaves [N], and losses [W] answer to small changes of weights."""
-    targets, weight = jax.tree.map(lambda a: jnp.expand_dims(a, 1), scores)
-
-    def go(params: Leaves, carries: Any) -> tuple[Any, jax.Array]:
-        ran = _alone(frame, params, carries, initial, x, reset)
-        return ran.carries, frame.objective.values(ran.outputs, targets, weight)
-
-    moved = ({p: noise[p].astype(leaf.dtype) for p, leaf in frame.params.items()}, deviation)
-    apart, gaps = jax.jvp(go, (frame.params, carries), moved)[1]
-    return jax.tree.map(lambda a: a.squeeze(0), apart), gaps.squeeze(1)
-
-
-def _alone(frame: Frame, params: Leaves, carries: Any, initial: Any, x: Any, reset: Any) -> Pass:
-    """Runs one example as a batch of one; leaves [N], [W, ...]."""
-    carries, initial = jax.tree.map(lambda a: a[None], (carries, initial))
-    x, reset = jax.tree.map(lambda a: jnp.expand_dims(a, 1), (x, reset))
-    return run(frame.stack._replace(initial=initial), params, carries, x, reset)
+    return jax.lax.cond(draw.renewed.any(), anew, lambda held: held, (before.noise, before.met))
 
 
 def _nothing_yet(options: Options, stack: Stack, params: Leaves, x: Any) -> dict[str, Any]:

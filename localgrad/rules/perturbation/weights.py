@@ -6,12 +6,12 @@ from typing import Any
 
 import jax
 
+from localgrad.core.contract.checks import positive_integer
 from localgrad.core.contract.rule import LearningRule, Loss
 from localgrad.core.frame import windowed_rule
 from localgrad.rules.perturbation.options import (
     noise_of,
     require_choice,
-    require_lifetime,
     require_samples,
 )
 from localgrad.rules.perturbation.particles import Options, recipe_of
@@ -112,7 +112,8 @@ def weight_perturbation(
         Physical Review X, 2023, https://doi.org/10.1103/PhysRevX.13.021006
     """
     require_choice("credit", credit, CREDITS)
-    require_lifetime("lifetime", lifetime)
+    if lifetime is not None:
+        positive_integer("lifetime", lifetime, "It counts steps; None is for a sequence.")
     told = {"scale": scale, "samples": samples, "antithetic": antithetic, "noise": noise}
     told |= {"lifetime": lifetime, "credit": credit, "samples_at_once": samples_at_once}
     disturbed = noise_of(scale, noise, antithetic)
@@ -196,7 +197,7 @@ def pes(
         Vicol, Metz and Sohl-Dickstein, "Unbiased gradient estimation in unrolled computation graphs
         with persistent evolution strategies", ICML, 2021, https://arxiv.org/abs/2112.13835
     """
-    require_lifetime("unroll", unroll)
+    positive_integer("unroll", unroll, "It counts steps.")
     told = {"unroll": unroll, "scale": scale, "samples": samples}
     told |= {"samples_at_once": samples_at_once}
     disturbed = noise_of(scale, "gaussian", antithetic=True)
