@@ -1,13 +1,16 @@
 """localgrad: learning rules for recurrent networks without backpropagation through time."""
 
 from localgrad.cells.attentive import SABCell
+from localgrad.cells.decorrelated import DecorrelatedCell
 from localgrad.cells.diagonal import LRUCell
 from localgrad.cells.leaky import LeakyCell
 from localgrad.cells.ptncn import PTNCN
 from localgrad.cells.rate import RateCell
 from localgrad.cells.reservoir import ReservoirCell
 from localgrad.cells.spiking import ALIFCell, LIFCell
+from localgrad.combine import mix
 from localgrad.core.contract.rule import Batch, LearningRule
+from localgrad.core.model.decorrelation import Decorrelation
 from localgrad.core.model.modules import from_nnx
 from localgrad.core.model.network import Network
 from localgrad.core.passes.rates import FiringRate
@@ -15,6 +18,7 @@ from localgrad.diagnostics import Alignment, compare, summary
 from localgrad.losses import binary_cross_entropy, categorical_cross_entropy
 from localgrad.ridge import fit_ridge
 from localgrad.rules.backprop import bptt, tbptt
+from localgrad.rules.decorrelation import decorrelation, label_decorrelation
 from localgrad.rules.deep import deep_eprop
 from localgrad.rules.eligibility import eprop, rflo, snap
 from localgrad.rules.force import force
@@ -30,6 +34,8 @@ __all__ = [
     "ALIFCell",
     "Alignment",
     "Batch",
+    "DecorrelatedCell",
+    "Decorrelation",
     "FiringRate",
     "LIFCell",
     "LRUCell",
@@ -45,6 +51,7 @@ __all__ = [
     "bptt",
     "categorical_cross_entropy",
     "compare",
+    "decorrelation",
     "deep_eprop",
     "eprop",
     "evaluate",
@@ -52,8 +59,10 @@ __all__ = [
     "force",
     "forward_gradient",
     "from_nnx",
+    "label_decorrelation",
     "learn",
     "lra",
+    "mix",
     "node_perturbation",
     "pes",
     "readout_only",

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from localgrad.core.contract.checks import require_batch, require_choices, require_updates
 from localgrad.core.contract.objective import Objective, weights_of
 from localgrad.core.contract.room import Room
-from localgrad.core.contract.rule import Batch, LearningRule, Loss
+from localgrad.core.contract.rule import NOTHING, Batch, LearningRule, Loss, Select
 from localgrad.core.contract.state import require_like, require_own
 from localgrad.core.model.example import example_spec
 from localgrad.core.model.stack import Stack, assemble, parts
@@ -122,6 +122,7 @@ class Setup(NamedTuple):
         window: steps processed together, or None for the recipe's default.
         reduction: `"mean"` or `"sum"`.
         example: one step's inputs without the batch axis, or None if the parameters can tell.
+        select: the parameters that the rule is for, from all of them; or None for all.
     """
 
     model: Any
@@ -131,6 +132,7 @@ class Setup(NamedTuple):
     window: int | None
     reduction: str
     example: Any = None
+    select: Select | None = None
 
     @property
     def streaming(self) -> bool:
@@ -152,16 +154,21 @@ def windowed_rule(
     require_choices(loss, batch_size, window, reduction)
     if not recipe.observes:
         _require_unobserving(recipe.name, model)
-    setup = Setup(model, loss, recipe, batch_size, window, reduction, example)
-    common = {"batch_size": batch_size, "window": window, "reduction": reduction}
+    return _rule(Setup(model, loss, recipe, batch_size, window, reduction, example))
+
+
+def _rule(setup: Setup) -> LearningRule:
+    recipe = setup.recipe
+    common = {name: getattr(setup, name) for name in ("batch_size", "window", "reduction")}
     # A function of this rule's own: what is compiled for it goes when it goes.
     advance = jax.jit(functools.partial(_advance, setup))
     return LearningRule(
         functools.partial(_init, setup),
         functools.partial(_update, setup, advance),
         name=recipe.name,
-        settings={"model": model, "loss": loss, **recipe.settings, **common},
+        settings={"model": setup.model, "loss": setup.loss, **recipe.settings, **common},
         credits=functools.partial(_credits, setup),
+        narrow=lambda select: _rule(setup._replace(select=select)),
         advice=recipe.advice,
     )
 
@@ -182,7 +189,8 @@ def _init(setup: Setup, params: Any) -> Any:
     leaves = leaves_of(params)
     needed = setup.streaming or setup.recipe.prepare is not None
     spec = _spec(setup, leaves, needed)
-    return _begun(setup, None if spec is None else _stack(setup, leaves, spec), leaves, spec)
+    stack = None if spec is None else _stack(setup, params, leaves, spec)
+    return _begun(setup, stack, leaves, spec)
 
 
 def _spec(setup: Setup, leaves: Leaves, needed: bool) -> Any:
@@ -199,13 +207,29 @@ def _spec(setup: Setup, leaves: Leaves, needed: bool) -> Any:
     )
 
 
-def _stack(setup: Setup, leaves: Leaves, x: Any) -> Stack:
+def _stack(setup: Setup, params: Any, leaves: Leaves, x: Any) -> Stack:
     """The model taken apart for one step's input; raises for what the rule cannot credit."""
     stack = assemble(setup.model, leaves, x)
+    if setup.select is not None:
+        stack = stack._replace(learning=setup.select(params))
     setup.recipe.screen(stack, leaves)
+    _require_credited(setup.recipe, stack, leaves)
     if setup.recipe.room is not None and setup.batch_size is not None:
         setup.recipe.room.require(stack, leaves, setup.batch_size, episodic=False)
     return stack
+
+
+def _require_credited(recipe: Recipe, stack: Stack, leaves: Leaves) -> None:
+    """Raises if the rule was picked for parameters that it leaves as they are."""
+    if stack.learning is None:
+        return
+    credits = recipe.credits(stack, leaves)
+    idle = [path for path in leaves if path in stack.learning and credits[path] == NOTHING]
+    if idle:
+        raise ValueError(
+            f"{recipe.name} is to learn {'/'.join(idle[0])}, which it leaves as it is. Give that "
+            "parameter the label of a rule that credits it: localgrad.summary shows what does."
+        )
 
 
 def _begun(setup: Setup, stack: Any, leaves: Leaves, x: Any) -> Any:
@@ -230,7 +254,7 @@ def _at_start(recipe: Recipe, state: Any, stack: Any, leaves: Leaves, x: Any) ->
 def _credits(setup: Setup, params: Any) -> dict[Path, str]:
     """How the rule credits each parameter."""
     leaves = leaves_of(params)
-    stack = _stack(setup, leaves, _spec(setup, leaves, needed=True))
+    stack = _stack(setup, params, leaves, _spec(setup, leaves, needed=True))
     return setup.recipe.credits(stack, leaves)
 
 
@@ -258,7 +282,7 @@ def _advance(setup: Setup, params: Any, state: Any, batch: Batch) -> tuple[Leave
     recipe, leaves = setup.recipe, leaves_of(params)
     batch_axis, steps = require_batch(batch, setup.batch_size)
     x = jax.tree.map(lambda a: a[:, 0], batch.inputs)
-    stack = _stack(setup, leaves, x)
+    stack = _stack(setup, params, leaves, x)
     spec = x if setup.example is None else _spec(setup, leaves, needed=True)
     own = jax.eval_shape(lambda: _begun(setup, stack, leaves, spec))
     require_like(recipe.name, state, own)
@@ -289,7 +313,8 @@ def _advance(setup: Setup, params: Any, state: Any, batch: Batch) -> tuple[Leave
     state = (state if alone else work)._replace(
         **after, loss=(loss / total).astype(state.loss.dtype)
     )
-    return {path: grads[path].astype(leaf.dtype) for path, leaf in leaves.items()}, state
+    updates = {path: grads[path].astype(leaf.dtype) for path, leaf in leaves.items()}
+    return {p: u if stack.asks(p) else jnp.zeros_like(u) for p, u in updates.items()}, state
 
 
 class Outcome(NamedTuple):

@@ -13,7 +13,7 @@ Path = tuple[str, ...]
 Leaves = dict[Path, jax.Array]
 
 
-def flatten(tree: Any) -> tuple[Leaves, Callable[[Leaves], Any]]:
+def flatten(tree: Any) -> tuple[Leaves, Callable[[dict[Path, Any]], Any]]:
     """Flattens `tree` to `{path: leaf}` and returns the way back.
 
     A box or an NNX variable (whose key is the attribute `value`) adds nothing to the path.

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from localgrad.core.contract.checks import number
-from localgrad.core.contract.rule import LearningRule, Loss
+from localgrad.core.contract.rule import NOTHING, LearningRule, Loss
 from localgrad.core.frame import Frame, Recipe, Window, windowed_rule
 from localgrad.core.model.stack import Stack
 from localgrad.core.params import Leaves, Path, accumulator
@@ -263,6 +263,5 @@ def absorbed(root: jax.Array, rows: jax.Array, owed: jax.Array) -> tuple[jax.Arr
 def _credits(stack: Stack, params: Leaves) -> dict[Path, str]:
     del stack
     return {
-        path: "recursive least squares" if path[:1] == ("readout",) else "nothing: stays as it is"
-        for path in params
+        path: "recursive least squares" if path[:1] == ("readout",) else NOTHING for path in params
     }

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from localgrad.core.contract.rule import LearningRule, Loss
+from localgrad.core.contract.rule import NOTHING, LearningRule, Loss
 from localgrad.core.frame import (
     Frame,
     Recipe,
@@ -124,6 +124,4 @@ def _screen(stack: Stack, params: Leaves) -> None:
 
 def _credits(stack: Stack, params: Leaves) -> dict[Path, str]:
     del stack
-    return {
-        path: "exact" if path[:1] == ("readout",) else "nothing: stays as it is" for path in params
-    }
+    return {path: "exact" if path[:1] == ("readout",) else NOTHING for path in params}

@@ -2,8 +2,9 @@
 
 Draws are fed. The network of `b1_*` has fixed matrices D0 and D1 before its input and behind its
 units. What the authors scale by the learning rate and 1 / scale is scaled so here. Keys of total
-credit with activity, which nothing here offers, and of weights are not used; nor is that of the
-norm over a trajectory, which is `norm="variance"` times one number, as tested.
+credit with activity, which nothing here offers, and of weights are not used, nor are those of noise
+that restarts from the clean state at each step and of decorrelation with full covariances; that of
+the norm over a trajectory is `norm="variance"` times one number, as tested.
 """
 
 import functools
@@ -70,6 +71,22 @@ def problem(case):
     return model, params, localgrad.Batch(u, y)
 
 
+@functools.cache
+def decorrelated(case):
+    """The same with matrices that learn, from the file's or the identity."""
+    _, params, batch = problem(case)
+    units, outputs = params["readout"]["kernel"].shape
+    inputs = f"{case}_par_D0" in arrays()
+    cell = localgrad.DecorrelatedCell(Units(units, "without"), inputs=inputs)
+    readout = nn.Dense(outputs, use_bias=False, param_dtype=jnp.float64)
+    model = localgrad.Network((cell,), readout=readout)
+    behind = arrays().get(f"{case}_par_D1", np.eye(units))
+    cells = {"cell": params["cells_0"], "state": {"decorrelation": jnp.asarray(behind.T)}}
+    if inputs:
+        cells["input"] = {"decorrelation": jnp.asarray(arrays()[f"{case}_par_D0"].T)}
+    return model, {"cells_0": cells, "readout": params["readout"]}, batch
+
+
 def rule_of(make, case="b1", **options):
     options = {"scale": float(arrays()["meta_sigma"]), "reduction": "sum"} | options
     if make is localgrad.forward_gradient:
@@ -124,7 +141,9 @@ def drawn():
     return {name: arrays()[f"b1_z{name}"] for name in WEIGHTS}
 
 
-LR, SIGMA = (float(load("perturbation")[f"meta_{name}"]) for name in ("lr", "sigma"))
+LR, SIGMA, ETA = (
+    float(load("perturbation")[f"meta_{name}"]) for name in ("lr", "sigma", "eta_decor")
+)
 
 
 @pytest.mark.parametrize("credit", ["step", "causal", "total"])
@@ -230,6 +249,79 @@ def test_twenty_steps_online(name, make, options, factor):
         moved = np.abs(wanted - arrays()[f"on1_par_{weight}"]).max()
         np.testing.assert_allclose(value, wanted, rtol=0, atol=1e-9 * moved, err_msg=weight)
     np.testing.assert_allclose(losses.mean(), arrays()[f"on1_{name}_loss"], rtol=1e-12)
+
+
+def test_twenty_steps_online_with_decorrelation():
+    model, params, batch = decorrelated("on1")
+    common = {"batch_size": 1, "reduction": "sum"}
+    noisy = localgrad.activity_perturbation(
+        model,
+        optax.squared_error,
+        key=jax.random.key(0),
+        scale=SIGMA,
+        credit="step",
+        norm="fernandez2024",
+        **common,
+    )
+    plain = localgrad.decorrelation(model, optax.squared_error, **common)
+    labels = localgrad.label_decorrelation
+    rates = {"weights": "lr", "decorrelation": "eta"}
+    tx = optax.chain(
+        localgrad.mix({"weights": noisy, "decorrelation": plain}, labels),
+        optax.partition(
+            {k: optax.sgd(float(arrays()[f"on1_DANP_{v}"])) for k, v in rates.items()}, labels
+        ),
+    )
+    with online(arrays()["on1_DANP_draws"].reshape(batch.inputs.shape[1], -1), "DANP"):
+        learn = jax.jit(lambda p, s: localgrad.learn(tx, p, s, batch, chunk=1))
+        found, _, losses = learn(params, tx.init(params))
+    cells = found["cells_0"]
+    each = by_weight({"cells_0": cells["cell"], "readout": found["readout"]})
+    each["D1"] = cells["state"]["decorrelation"].T
+    for weight, value in each.items():
+        wanted = arrays()[f"on1_DANP_final_{weight}"]
+        before = np.eye(len(wanted)) if weight == "D1" else arrays()[f"on1_par_{weight}"]
+        moved = np.abs(wanted - before).max()
+        np.testing.assert_allclose(value, wanted, rtol=0, atol=1e-9 * moved, err_msg=weight)
+    np.testing.assert_allclose(losses.mean(), arrays()["on1_DANP_loss"], rtol=1e-12)
+
+
+@pytest.mark.parametrize(("form", "era"), [("multiplicative", "new"), ("additive", "old")])
+def test_decorrelation_of_a_sequence(form, era):
+    model, params, batch = decorrelated("b1")
+    rule = localgrad.decorrelation(model, optax.squared_error, form=form)
+    updates, _ = rule(params, rule.init(params), batch)
+    step = localgrad.decorrelation(model, optax.squared_error, form=form, batch_size=1)
+    _, state = step(params, step.init(params), jax.tree.map(lambda a: a[:, :-1], batch))
+    last, _ = step(params, state, jax.tree.map(lambda a: a[:, -1:], batch))
+    for name, layer in {"D0": "input", "D1": "state"}.items():
+        matrix = arrays()[f"b1_par_{name}"]
+        for found, key in ((updates, "seqavg"), (last, "online")):
+            moved = matrix - ETA * found["cells_0"][layer]["decorrelation"].T
+            wanted = arrays()[f"b1_decor_{key}_{era}_{name}"]
+            np.testing.assert_allclose(moved, wanted, rtol=1e-9, err_msg=f"{key} {name}")
+
+
+@pytest.mark.parametrize(
+    ("options", "key"),
+    [
+        ({}, "dec_copi"),
+        ({"form": "additive"}, "dec_old_additive"),
+        ({"kappa": float(load("perturbation")["dec_kappa"])}, "dec_kappa_rowscale"),
+    ],
+)
+def test_decorrelation_of_vectors(options, key):
+    x, matrix = (jnp.asarray(arrays()[f"dec_{name}"]) for name in "XD")
+    cell = nn.SimpleCell(1, param_dtype=jnp.float64)
+    model = localgrad.Network((cell,), encoder=localgrad.Decorrelation())
+    carry = model.initialize_carry(jax.random.key(0), x.shape)
+    params = model.init(jax.random.key(0), carry, x)["params"]
+    params["encoder"]["decorrelation"] = matrix.T
+    rule = localgrad.decorrelation(model, optax.squared_error, **options)
+    batch = localgrad.Batch(x[:, None], jnp.zeros((len(x), 1, 1)))
+    updates, _ = rule(params, rule.init(params), batch)
+    found = matrix - float(arrays()["dec_eta"]) * updates["encoder"]["decorrelation"].T
+    np.testing.assert_allclose(found, arrays()[key], rtol=1e-9)
 
 
 def online(draws, name):

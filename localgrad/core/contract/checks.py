@@ -37,6 +37,12 @@ def positive_integer(name: str, value: Any, hint: str = "") -> int:
     return int(value)
 
 
+def require_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    """Raises unless a value is one of those there are."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {choices}; got {value!r}.")
+
+
 def require_choices(loss: Any, batch_size: int | None, window: int | None, reduction: str) -> None:
     """Raises for what no factory can use."""
     if not callable(loss):

@@ -13,6 +13,11 @@ from localgrad.core.params import Path
 
 Loss = Callable[[Any, Any], jax.Array]
 Credits = Callable[[Any], dict[Path, str]]
+Select = Callable[[Any], frozenset[Path]]
+"""Parameters -> the paths of some of them."""
+
+NOTHING = "nothing: stays as it is"
+"""How a rule credits what it leaves alone."""
 
 
 class Batch(NamedTuple):
@@ -64,6 +69,8 @@ class LearningRule(_Transformation):
         credits: `params -> {path: how the rule credits that parameter}`; shown by
             `localgrad.summary`.
         advice: which rule takes less memory, if this one takes much; shown there too.
+        narrow: `(params -> paths) -> LearningRule`, the same rule for these parameters alone; all
+            others get exact zeros. What `localgrad.mix` is made of.
 
     Example:
         >>> import flax.linen as nn, jax, jax.numpy as jnp, localgrad, optax
@@ -89,11 +96,12 @@ class LearningRule(_Transformation):
         name: str,
         settings: Mapping[str, Any],
         credits: Credits,
+        narrow: Callable[[Select], LearningRule],
         advice: str = "",
     ) -> None:
         self.init, self.update = init, update
         self.name, self.settings, self.credits = name, dict(settings), credits
-        self.advice = advice
+        self.advice, self.narrow = advice, narrow
 
     # optax asks isinstance(rule, GradientTransformationExtraArgs) before it hands on `batch`. That
     # is a tuple, and JAX refers to what it compiles by weak references, which no tuple allows: so

@@ -30,11 +30,40 @@ def is_state(x: Any) -> TypeGuard[Any]:
     return isinstance(x, tuple) and hasattr(x, "outlives")
 
 
+class Member:
+    """The state of a rule inside another's, in whose fields optax does not look for a `loss`."""
+
+    def __init__(self, kind: type, fields: tuple[Any, ...]) -> None:
+        self.kind, self.fields = kind, fields
+
+    @property
+    def state(self) -> Any:
+        """The state."""
+        return self.kind(*self.fields)
+
+    def __repr__(self) -> str:
+        return f"Member({self.state!r})"
+
+
+def as_member(state: Any) -> Member:
+    """A state as another's member."""
+    return Member(type(state), tuple(state))
+
+
+jax.tree_util.register_pytree_node(
+    Member, lambda member: (member.fields, member.kind), lambda kind, fields: Member(kind, fields)
+)
+
+
+def _begun_anew(x: Any) -> Any:
+    return as_member(fresh(x.state)) if isinstance(x, Member) else jnp.zeros_like(x)
+
+
 def fresh(state: Any) -> Any:
     """A rule's state at the start of new sequences; what outlives a sequence stays."""
     kept = {"loss", "carry", "initial_carry", *state.outlives}
     blank = {
-        name: jax.tree.map(jnp.zeros_like, value)
+        name: jax.tree.map(_begun_anew, value, is_leaf=lambda x: isinstance(x, Member))
         for name, value in state._asdict().items()
         if name not in kept
     }

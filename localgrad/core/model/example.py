@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from localgrad.core.model.decorrelation import NAME, Decorrelation
 from localgrad.core.model.modules import Layer, Module
 from localgrad.core.model.stack import parts, require_fit
 from localgrad.core.params import Leaves, under
@@ -74,6 +75,10 @@ def infer_example(model: Any, params: Leaves, batch: int) -> Any:
     return infer_input(cells[0], under(params, prefixes[0]), batch, is_cell=True)
 
 
+KERNELS = {"Dense": "kernel", "Linear": "kernel", Decorrelation.__name__: NAME}
+"""Layers whose kernel tells how many features they take."""
+
+
 class _Found(Exception):
     """Carries the input's shape out of a half-run step."""
 
@@ -95,8 +100,9 @@ def infer_input(module: Module, params: Leaves, batch: int, is_cell: bool) -> An
     def step(x: Any) -> Any:
         def tap(layer: Layer, pre: Any) -> Any:
             own = under(params, layer.path)
-            if pre is x and layer.kind in ("Dense", "Linear"):
-                raise _Found(jax.ShapeDtypeStruct((batch, own[("kernel",)].shape[0]), dtype))
+            if pre is x and layer.kind in KERNELS:
+                kernel = own[(KERNELS[layer.kind],)]
+                raise _Found(jax.ShapeDtypeStruct((batch, kernel.shape[0]), dtype))
             if pre is x and layer.kind == "Embed":
                 raise _Found(jax.ShapeDtypeStruct((batch,), jnp.int32))
             return jnp.zeros((*pre.shape[:-1], jax.tree.leaves(own)[0].shape[-1]), dtype)

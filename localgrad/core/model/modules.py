@@ -16,9 +16,18 @@ import jax
 from flax import nnx
 from flax.traverse_util import unflatten_dict
 
+from localgrad.core.model.decorrelation import Decorrelation
 from localgrad.core.params import Leaves, Path, flatten
 
-LINEN_SYNAPSES = (nn.Dense, nn.DenseGeneral, nn.Einsum, nn.Conv, nn.ConvTranspose, nn.Embed)
+LINEN_SYNAPSES = (
+    nn.Dense,
+    nn.DenseGeneral,
+    nn.Einsum,
+    nn.Conv,
+    nn.ConvTranspose,
+    nn.Embed,
+    Decorrelation,
+)
 NNX_SYNAPSES = (nnx.Linear, nnx.LinearGeneral, nnx.Einsum, nnx.Conv, nnx.ConvTranspose, nnx.Embed)
 
 

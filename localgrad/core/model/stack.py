@@ -27,6 +27,7 @@ class Stack(NamedTuple):
         initial: each cell's initial carry, leaves [B, N].
         fed: shape and dtype of each cell's input for one step.
         outputs: shape and dtype of the model's output for one step.
+        learning: the parameters that a rule is for, or None for all.
     """
 
     encoder: Module | None
@@ -36,10 +37,15 @@ class Stack(NamedTuple):
     initial: tuple[Any, ...]
     fed: tuple[Any, ...]
     outputs: Any
+    learning: frozenset[Path] | None = None
 
     def name(self, level: int) -> str:
         """How messages and states call a cell."""
         return "/".join(self.prefixes[level]) or "cell"
+
+    def asks(self, head: Path) -> bool:
+        """Whether a rule is for a parameter, or for any of those below a path."""
+        return self.learning is None or any(path[: len(head)] == head for path in self.learning)
 
     @property
     def levels(self) -> range:

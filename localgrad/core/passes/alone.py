@@ -46,7 +46,7 @@ def disturb_each(how: Noise, at: Stretch, deviation: Any, noise: Leaves) -> tupl
         how: they are disturbed.
         at: the steps.
         deviation: of their carries from the clean ones before them, leaves [K, S, B, ...].
-        noise: by path [K, B, ...], in units of its standard deviation.
+        noise: by path [K, B, ...], in units of its standard deviation; of some parameters.
 
     Returns:
         The deviation after the steps, and what the copies' losses tell, [W, K, B].
@@ -82,10 +82,9 @@ def _copy(
     reset: Any,
 ) -> tuple[Any, Any]:
     """One example with weights of its own: its carry, leaves [N], and outputs, leaves [W, ...]."""
-    own = {
-        path: (leaf + sign * scale * noise[path]).astype(leaf.dtype)
-        for path, leaf in at.params.items()
-    }
+    own = dict(at.params)
+    for path, z in noise.items():
+        own[path] = (own[path] + sign * scale * z).astype(own[path].dtype)
     ran = _run(at, own, jax.tree.map(jnp.add, carries, deviation), initial, x, reset)
     return _example(ran.carries, 0), _example(ran.outputs, 1)
 
@@ -104,11 +103,12 @@ def _tangent(
     targets, weight = jax.tree.map(lambda a: jnp.expand_dims(a, 1), scores)
 
     def go(params: Leaves, carries: Any) -> tuple[Any, jax.Array]:
-        ran = _run(at, params, carries, initial, x, reset)
+        ran = _run(at, {**at.params, **params}, carries, initial, x, reset)
         return ran.carries, at.scored.objective.values(ran.outputs, targets, weight)
 
-    moved = ({p: noise[p].astype(leaf.dtype) for p, leaf in at.params.items()}, deviation)
-    apart, gaps = jax.jvp(go, (at.params, carries), moved)[1]
+    disturbed = {path: at.params[path] for path in noise}
+    moved = ({path: noise[path].astype(leaf.dtype) for path, leaf in disturbed.items()}, deviation)
+    apart, gaps = jax.jvp(go, (disturbed, carries), moved)[1]
     return _example(apart, 0), _example(gaps, 1)
 
 

@@ -18,10 +18,11 @@ from localgrad.core.passes.reward import leaving
 
 def correlated(part: Part, params: Leaves, signals: list[jax.Array]) -> Leaves:
     """Signals of a part's nodes, [W, B, D], times what was received, summed: by whole path."""
-    by_call = {i: z for node, z in zip(part.nodes, signals, strict=True) for i in node}
-    each = [by_call[i] for i in range(len(part.sites))]
+    calls = [(i, z) for node, z in zip(part.nodes, signals, strict=True) for i in node]
+    sites = [part.sites[i] for i, _ in calls]
+    received = [part.received[i] for i, _ in calls]
     own = under(params, part.prefix)
-    return placed(contract(part.sites, own, part.received, each), part.prefix)
+    return placed(contract(sites, own, received, [z for _, z in calls]), part.prefix)
 
 
 def traced(part: Part, params: Leaves, signals: list[jax.Array], reset: jax.Array | None) -> Leaves:

@@ -31,7 +31,7 @@ class Part(NamedTuple):
         label: encoder, cell or readout, as messages call it.
         prefix: where its parameters lie in the model's.
         sites: its synapse calls.
-        nodes: the calls of each node.
+        nodes: the calls of each node that a rule is for.
         instant: for each node, whether it reaches the loss of its own step alone.
         received: what each call received, [W, B, ...].
         drives: what each call gave, nudges included, [W, B, D].
@@ -87,14 +87,14 @@ def hear(
     given += [{}] * (len(stack.cells) + 2 - len(given))  # a readout may be left alone
     parts, zs = [], xs
     if stack.encoder is not None:
-        part, zs = _memoryless("encoder", stack.encoder, params, zs, given.pop(0))
+        part, zs = _memoryless(stack, "encoder", stack.encoder, params, zs, given.pop(0))
         parts.append(part._replace(instant=(False,) * len(part.nodes)))
     last, tapes = through_cells(stack, params, carries, zs, reset, nudges=given)
     parts += [_cell(stack, params, level, tapes[level]) for level in stack.levels]
     ys = outputs = tapes[-1].ys
     if stack.readout is not None:
         nudge = given[len(stack.cells)]
-        part, outputs = _memoryless("readout", stack.readout, params, ys, nudge)
+        part, outputs = _memoryless(stack, "readout", stack.readout, params, ys, nudge)
         parts.append(part)
     return Heard(last, parts, ys, outputs)
 
@@ -104,13 +104,27 @@ def _cell(stack: Stack, params: Leaves, level: int, tape: Tape) -> Part:
     cell, prefix = stack.cells[level], stack.prefixes[level]
     own, highest = under(params, prefix), level == stack.levels[-1]
     nodes = nodes_of(cell, own, stack.initial[level], stack.fed[level])
+    nodes = _asked(stack, prefix, cell.sites, nodes)
     instant = tuple(highest and all(cell.sites[i].role == OUTPUT for i in n) for n in nodes)
     received = pres(cell, own, tape)
     return Part(stack.name(level), prefix, cell.sites, nodes, instant, received, tape.drives)
 
 
+def _asked(
+    stack: Stack, prefix: Path, sites: Sequence[Site], nodes: Sequence[Node]
+) -> tuple[Node, ...]:
+    """The nodes with a synapse that the rule is for."""
+    heads = [prefix + site.layer.path for site in sites]
+    return tuple(node for node in nodes if any(stack.asks(heads[i]) for i in node))
+
+
 def _memoryless(
-    label: str, module: Module, params: Leaves, xs: Any, nudges: Mapping[int, jax.Array]
+    stack: Stack,
+    label: str,
+    module: Module,
+    params: Leaves,
+    xs: Any,
+    nudges: Mapping[int, jax.Array],
 ) -> tuple[Part, Any]:
     """A module without memory on all steps at once; each call is a node of its own."""
     own, steps = under(params, (label,)), length(xs)
@@ -130,7 +144,7 @@ def _memoryless(
         return drive
 
     outputs = split_steps(module.tapped(own, tap, merge_steps(xs)), steps)
-    nodes = tuple((i,) for i in range(len(sites)))
+    nodes = _asked(stack, (label,), sites, [(i,) for i in range(len(sites))])
     heard = [split_steps(a, steps) for a in (received, drives)]
     return Part(label, (label,), tuple(sites), nodes, (True,) * len(nodes), *heard), outputs
 

@@ -103,7 +103,7 @@ def _process(options: Options, frame: Frame, state: NodeState, window: Window) -
     values = frame.objective.values(clean.outputs, window.targets, window.weight)
     parts = tuple(p for p in clean.parts if not (options.exact_readout and p.label == "readout"))
     for part in parts:
-        _require_heard(options.rule, part, params)
+        _require_heard(options.rule, stack, part, params)
     scored = disturb.Scored(frame.objective, window.targets, window.weight, values)
     at = disturb.Window(stack, params, carries, window.inputs, window.reset, clean, scored, parts)
     keys = step_keys(state.key, state.clock, length(window.inputs))
@@ -204,6 +204,7 @@ def _exact(frame: Frame, window: Window, clean: Heard) -> Leaves:
 
 def _lasting(stack: Stack, params: Leaves) -> Iterator[Path]:
     """The parameters whose noise reaches later losses, by whole path."""
+    params = {path: leaf for path, leaf in params.items() if stack.asks(path)}
     for path in params:
         if path[:1] == ("encoder",) and stack.encoder is not None:
             yield path
@@ -243,8 +244,9 @@ def _screen(options: Options, stack: Stack, params: Leaves) -> None:
     for level in stack.levels:
         cell, name = stack.cells[level], stack.name(level)
         require_layers(cell, name, options.rule)
-        if cell.unowned:
-            _refuse(options.rule, f"{name} ({cell.module.name})", cell.unowned[0])
+        unowned = [path for path in cell.unowned if stack.asks(stack.prefixes[level] + path)]
+        if unowned:
+            _refuse(options.rule, f"{name} ({cell.module.name})", unowned[0])
     if options.exact_readout and stack.readout is None:
         raise ValueError(
             f'{options.rule} with readout="exact" needs the readout of a localgrad.Network, and '
@@ -252,10 +254,11 @@ def _screen(options: Options, stack: Stack, params: Leaves) -> None:
         )
 
 
-def _require_heard(rule: str, part: Part, params: Leaves) -> None:
+def _require_heard(rule: str, stack: Stack, part: Part, params: Leaves) -> None:
     """Raises for parameters of an encoder or readout that no noise enters by."""
     for path in unheard(part, params):
-        _refuse(rule, part.label, path[len(part.prefix) :])
+        if stack.asks(path):
+            _refuse(rule, part.label, path[len(part.prefix) :])
 
 
 def _refuse(rule: str, where: str, path: Path) -> None:

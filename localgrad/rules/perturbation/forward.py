@@ -6,15 +6,12 @@ from typing import Any
 
 import jax
 
+from localgrad.core.contract.checks import require_choice
 from localgrad.core.contract.rule import LearningRule, Loss
 from localgrad.core.frame import windowed_rule
 from localgrad.core.passes.reward import CREDITS
 from localgrad.rules.perturbation import copies, particles
-from localgrad.rules.perturbation.options import (
-    infinitesimal,
-    require_choice,
-    require_samples,
-)
+from localgrad.rules.perturbation.options import infinitesimal, require_samples
 
 OVER = ("weights", "nodes")
 

@@ -6,12 +6,13 @@ from typing import Any
 
 import jax
 
+from localgrad.core.contract.checks import require_choice
 from localgrad.core.contract.rule import LearningRule, Loss
 from localgrad.core.frame import windowed_rule
 from localgrad.core.passes.reward import CREDITS
 from localgrad.rules.perturbation.copies import Options, recipe_of
 from localgrad.rules.perturbation.norms import NORMS
-from localgrad.rules.perturbation.options import noise_of, require_choice, require_samples
+from localgrad.rules.perturbation.options import noise_of, require_samples
 
 READOUTS = ("perturb", "exact")
 

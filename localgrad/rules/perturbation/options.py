@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from localgrad.core.contract.checks import number, positive_integer
+from localgrad.core.contract.checks import number, positive_integer, require_choice
 from localgrad.core.contract.noise import NOISES
 from localgrad.core.passes.disturb import Noise
 
@@ -32,9 +32,3 @@ def require_samples(samples: Any, at_once: Any) -> None:
         raise ValueError(
             f"samples_at_once must be None or a divisor of samples={samples}; got {at_once!r}."
         )
-
-
-def require_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
-    """Raises unless a value is one of those there are."""
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {choices}; got {value!r}.")

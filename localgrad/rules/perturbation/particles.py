@@ -130,7 +130,8 @@ def _process(options: Options, frame: Frame, state: ParticleState, window: Windo
             work, (found, values) = learn(work, jax.tree.map(lambda a: a[None], now))
             return (work, jax.tree.map(jnp.add, total, found)), values[0]
 
-        blank = {p: jnp.zeros(leaf.shape, accumulator(leaf)) for p, leaf in frame.params.items()}
+        own = {p: leaf for p, leaf in frame.params.items() if frame.stack.asks(p)}
+        blank = {p: jnp.zeros(leaf.shape, accumulator(leaf)) for p, leaf in own.items()}
         (work, grads), values = jax.lax.scan(step, (work, blank), window)
     carries, particles, since, clock = work
     state = state._replace(
@@ -209,6 +210,7 @@ def _nothing_yet(options: Options, stack: Stack, params: Leaves, x: Any) -> dict
     noise = {
         path: jnp.zeros((samples, batch, *leaf.shape), accumulator(leaf))
         for path, leaf in params.items()
+        if stack.asks(path)
     }
     return {
         "deviation": jax.tree.map(lambda a: jnp.zeros((*copies, *a.shape), a.dtype), stack.initial),

@@ -6,14 +6,10 @@ from typing import Any
 
 import jax
 
-from localgrad.core.contract.checks import positive_integer
+from localgrad.core.contract.checks import positive_integer, require_choice
 from localgrad.core.contract.rule import LearningRule, Loss
 from localgrad.core.frame import windowed_rule
-from localgrad.rules.perturbation.options import (
-    noise_of,
-    require_choice,
-    require_samples,
-)
+from localgrad.rules.perturbation.options import noise_of, require_samples
 from localgrad.rules.perturbation.particles import Options, recipe_of
 
 CREDITS = ("causal", "step")
