@@ -205,6 +205,10 @@ APART: dict[str, tuple[Callable[..., localgrad.LearningRule], str]] = {
         localgrad.activity_perturbation,
         "the mean of its updates is a gradient only after a change of basis at each step",
     ),
+    "decorrelation": (
+        localgrad.decorrelation,
+        "it learns the matrices of Decorrelation layers alone, and follows no gradient",
+    ),
     "force": (localgrad.force, "its updates depend on all that it saw, and so do not add up"),
 }
 """Rules that have no row, and why: a row is tried on every model, and its updates with the same

@@ -97,7 +97,8 @@ def decorrelation(
             to call.
         window: steps processed together inside a call; memory grows with it, never with T, and the
             numbers do not depend on it. None picks a size.
-        reduction: `"mean"` divides by the steps and examples of this call, `"sum"` does not.
+        reduction: `"mean"` divides by the total weight of this call's steps, `"sum"` does not. Here
+            every step weighs 1.
         example: one time step's inputs without the batch axis (array or `ShapeDtypeStruct`). Needed
             by `init` only if no Dense or Embed layer takes the input as it is.
 

@@ -145,7 +145,7 @@ def test_activity_gives_the_gradient_after_a_change_of_basis():
     np.testing.assert_allclose(by_weight(found)["A"], wanted, rtol=0, atol=1e-6)
 
 
-def relative_variance(make, given, draws=4000, **options):
+def relative_variance(make, given, draws=4000, exact=(localgrad.bptt, {}), **options):
     """E|estimate - G|^2 over |G|^2 for whole sequences, and its standard error."""
     model, params, batch = given
     batch = batch._replace(reset=None)
@@ -159,7 +159,7 @@ def relative_variance(make, given, draws=4000, **options):
     found = jax.jit(lambda keys: jax.lax.map(one, keys, batch_size=200))(
         jax.random.split(jax.random.key(0), draws)
     )
-    exact = updates_of(localgrad.bptt, given)
+    exact = updates_of(exact[0], given, **exact[1])
     off = jax.tree.map(lambda a, b: ((a - b[None]) ** 2).reshape(draws, -1).sum(1), found, exact)
     each = np.asarray(sum(jax.tree.leaves(off))) / float(optax.tree.norm(exact)) ** 2
     return each.mean(), each.std() / np.sqrt(draws)
@@ -173,7 +173,83 @@ def test_the_variance_of_weight_perturbation_counts_parameters(noise, more):
     assert abs(found - (total + more)) < 3 * error
 
 
-def test_the_variance_falls_as_one_over_samples_and_examples():
+def of_noise(given):
+    """What each step's loss owes to noise on each node, [T, T, units], and what nodes receive."""
+    model, params, batch = given
+    own, out = params["cells_0"], params["readout"]
+    x, targets, mask = batch.inputs[0], batch.targets[0], batch.mask[0]
+    kernels = [own[name]["kernel"] for name in "ih"]
+    bias = sum(own[name].get("bias", jnp.zeros(N)) for name in "ih")
+
+    def losses(z):
+        h, each, states = jnp.zeros(N), [], []
+        for t in range(T):
+            states.append(h)
+            h = jnp.tanh(x[t] @ kernels[0] + h @ kernels[1] + bias + z[t, :N])
+            y = h @ out["kernel"] + out["bias"] + z[t, N:]
+            each.append(mask[t] * jnp.mean((y - targets[t]) ** 2))
+        return jnp.stack(each), jnp.stack([*states[1:], h])
+
+    blank = jnp.zeros((T, N + OUT))
+    after = losses(blank)[1]
+    before = jnp.concatenate([jnp.zeros((1, N)), after[:-1]])
+    ones = [jnp.ones((T, 1)) for name in "ih" if "bias" in own[name]]
+    received = [jnp.concatenate(a, 1) for a in ([x, before, *ones], [after, jnp.ones((T, 1))])]
+    return np.asarray(jax.jacobian(lambda z: losses(z)[0])(blank)), list(map(np.asarray, received))
+
+
+@pytest.mark.parametrize("credit", ["causal", "step", "total"])
+def test_the_variance_of_node_perturbation_counts_nodes_and_steps(credit):
+    """By Isserlis' theorem: noise z enters node n at step t, which is paid by the sum of losses
+    a_t . z and pays x_t."""
+    given = network(nn.SimpleCell(N, param_dtype=jnp.float64), batch=1)
+    given = (*given[:2], given[2]._replace(reset=None))
+    owed, received = of_noise(given)
+    exact = (localgrad.tbptt, {"horizon": 1}) if credit == "step" else (localgrad.bptt, {})
+    paid = {"causal": np.triu(np.ones((T, T))), "step": np.eye(T), "total": np.ones((T, T))}
+    wanted = 0.0
+    for x, units, pays in zip(
+        received, (slice(N), slice(N, None)), (paid[credit], np.eye(T)), strict=True
+    ):
+        a = np.einsum("ts,skj->tkj", pays, owed)
+        mine, gram = a[..., units], x @ x.T
+        wanted += mine.shape[-1] * np.einsum("tt,tkj,tkj->", gram, a, a)
+        wanted += np.einsum("ts,tsi,sti->", gram, mine, mine)
+    found, error = relative_variance(
+        localgrad.node_perturbation,
+        given,
+        noise="gaussian",
+        scale=1e-4,
+        credit=credit,
+        exact=exact,
+    )
+    wanted /= float(optax.tree.norm(updates_of(exact[0], given, **exact[1]), squared=True))
+    assert abs(found - wanted) < min(4 * error, 0.05 * wanted)
+
+
+@pytest.mark.parametrize("credit", ["step", "causal"])
+def test_one_sample_of_activity_lies_closer_to_the_gradient(credit):
+    model, params, batch = network(nn.SimpleCell(8, param_dtype=jnp.float64), steps=12, batch=1)
+    given = (model, params, batch._replace(reset=None))
+    exact = (localgrad.tbptt, {"horizon": 1}) if credit == "step" else (localgrad.bptt, {})
+    wanted = updates_of(exact[0], given, **exact[1])
+
+    def cosines(make):
+        def one(key):
+            found = updates_of(make, given, key=key, credit=credit, scale=1e-4)
+            return localgrad.compare(found, wanted)["all"].cosine
+
+        return jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(0), 500))
+
+    nodes, active = (
+        np.asarray(cosines(make))
+        for make in (localgrad.node_perturbation, localgrad.activity_perturbation)
+    )
+    error = np.hypot(nodes.std(), active.std()) / np.sqrt(500)
+    assert active.mean() > nodes.mean() + 4 * error
+
+
+def test_the_variance_falls_as_one_over_samples():
     given = network(nn.SimpleCell(N, param_dtype=jnp.float64), batch=1)
     one, error = relative_variance(localgrad.node_perturbation, given, scale=1e-4)
     four, _ = relative_variance(localgrad.node_perturbation, given, scale=1e-4, samples=4)
@@ -276,8 +352,15 @@ def test_a_copy_whose_carry_is_lost_goes_on_from_the_clean_one(name):
     assert any(a.any() for a in still) and not all(a.all() for a in still)
 
 
-def test_an_exact_readout_gets_its_gradient_and_no_noise():
-    given = network()
+@pytest.mark.parametrize("normal", [False, True], ids=["dense", "normalised"])
+def test_an_exact_readout_gets_its_gradient_and_no_noise(normal):
+    model, params, batch = network()
+    if normal:  # a readout with parameters that no noise could enter by
+        layers = [nn.LayerNorm(param_dtype=jnp.float64), nn.Dense(OUT, param_dtype=jnp.float64)]
+        model = localgrad.Network(model.cells, readout=nn.Sequential(layers))
+        carry = model.initialize_carry(jax.random.key(0), (B, IN))
+        params = model.init(jax.random.key(0), carry, batch.inputs[:, 0])["params"]
+    given = (model, params, batch)
     found = updates_of(localgrad.node_perturbation, given, readout="exact")
     close(found["readout"], updates_of(localgrad.bptt, given)["readout"])
 

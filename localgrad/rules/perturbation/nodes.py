@@ -169,8 +169,9 @@ def activity_perturbation(
     t is M_t G_t, with G_t what BPTT finds (under step credit, what it finds with a horizon of one
     step), and M_t = sum_{k <= t} J_tk J_tk' >= I how earlier noise spreads. So each step descends
     on average, but the sum over steps need not, and is biased; the norms by layer bias it further.
-    Under step credit its samples vary less than those of `node_perturbation`: what earlier noise
-    does to a loss is a signal here, and noise there. Under causal credit they do not.
+    One sample of it lies closer to the gradient than one of `node_perturbation`, for what earlier
+    noise does to a loss is a signal here and noise there; of many samples the mean does not, for
+    its bias.
 
     *Costs* and arguments as of `node_perturbation`. There is no total credit here: it would pay
     activity for losses that its causes already brought about.
