@@ -365,6 +365,95 @@ def test_an_exact_readout_gets_its_gradient_and_no_noise(normal):
     close(found["readout"], updates_of(localgrad.bptt, given)["readout"])
 
 
+def lone(given, **options):
+    """A rule without a clean copy that is used to a loss, and a state in which it is."""
+    model, params, batch = given
+    rule = localgrad.node_perturbation(
+        model, optax.squared_error, baseline="running_mean", **{"reduction": "sum"} | options
+    )
+    usual, _, _ = localgrad.evaluate(model, optax.squared_error, params, batch)
+    state = rule.init(params)
+    return rule, state._replace(loss=usual, usual=usual, calls=jnp.ones_like(state.calls))
+
+
+def test_without_a_clean_copy_it_is_right_on_average_too():
+    given = network(nn.SimpleCell(N, param_dtype=jnp.float64))
+    model, params, batch = given
+    draws = 4000
+
+    def one(key):
+        rule, state = lone(given, key=key, scale=0.05)
+        return rule(params, state, batch)[0]
+
+    keys = jax.random.split(jax.random.key(0), draws)
+    found = jax.jit(lambda k: jax.lax.map(one, k, batch_size=200))(keys)
+    exact = updates_of(localgrad.bptt, given)
+    off = jax.tree.map(lambda a, b: np.asarray(a - b[None]), found, exact)
+    for a in jax.tree.leaves(off):
+        assert np.abs(a.mean(0) / a.std(0)).max() < 4.5 / np.sqrt(draws)
+
+
+@pytest.mark.parametrize("credit", ["causal", "step"])
+def test_opposite_noise_is_compared_with_the_same_loss(credit):
+    """So that the baseline drops out of the sum of two, and a clean rule's pair is left."""
+    model, params, batch = given = network(nn.SimpleCell(N, param_dtype=jnp.float64))
+    rng = np.random.default_rng(0)
+    noise = [[jnp.asarray(rng.normal(size=(T, 1, B, n)))] for n in (N, OUT)]
+
+    def fed(sign, make):
+        signed = [[sign * z for z in row] for row in noise]
+        with mock.patch.object(disturb, "noise_for", lambda *_: signed):
+            return make()
+
+    options = {"key": jax.random.key(0), "credit": credit, "scale": 1e-5, "window": T}
+
+    def alone():
+        rule, state = lone(given, **options)
+        return rule(params, state, batch)[0]
+
+    both = jax.tree.map(lambda a, b: (a + b) / 2, fed(1, alone), fed(-1, alone))
+    pair = fed(
+        1, lambda: updates_of(localgrad.node_perturbation, given, antithetic=True, **options)
+    )
+    # What synapses receive is noisy here, by the scale, and paid by the loss itself, over it.
+    clean = lambda tree: jax.tree.map(np.asarray, tree)  # noqa: E731
+    biases = [("cells_0", "i", "bias"), ("readout", "bias")]
+    for path in biases:
+        a, b = (functools.reduce(lambda t, k: t[k], path, clean(tree)) for tree in (both, pair))
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_without_a_clean_copy_a_split_changes_nothing_but_the_baseline():
+    given = network()
+    model, params, batch = given
+    options = {"key": jax.random.key(3), "batch_size": B}
+    rule, state = lone(given, **options)
+    whole, after = rule(params, state, batch)
+    total, now = jax.tree.map(jnp.zeros_like, params), state
+    for t in range(T):
+        piece = jax.tree.map(lambda a, t=t: a[:, t : t + 1], batch)
+        same = {name: getattr(state, name) for name in ("loss", "usual", "calls")}
+        updates, now = rule(params, now._replace(**same), piece)
+        total = jax.tree.map(jnp.add, total, updates)
+    close(total, whole)
+    close(now.eligibility, after.eligibility)
+    close(now.carry, after.carry)
+
+
+def test_the_running_mean_is_of_the_calls_before():
+    model, params, batch = given = network()
+    rule, _ = lone(given, key=jax.random.key(0), reduction="mean")
+    state, seen = rule.init(params), []
+    for _ in range(14):
+        _, state = rule(params, state, batch)
+        mean = 0.0
+        for count, loss in enumerate(seen, 1):
+            mean += max(1 / count, 0.1) * (loss - mean)
+        np.testing.assert_allclose(state.usual, mean, rtol=1e-6)
+        seen.append(float(state.loss))
+    assert np.std(seen) > 0, "noise is there in every call"
+
+
 def test_drives_that_are_summed_are_one_node():
     wanted = {
         nn.SimpleCell: [("h", "i")],
@@ -395,6 +484,16 @@ def test_drives_that_are_summed_are_one_node():
         (localgrad.node_perturbation, {"noise": "cauchy"}, "noise must be one of .*'cauchy'"),
         (localgrad.node_perturbation, {"credit": "all"}, "credit must be one of .*'all'"),
         (localgrad.node_perturbation, {"readout": "no"}, "readout must be one of .*'no'"),
+        (localgrad.node_perturbation, {"baseline": "no"}, "baseline must be one of .*'no'"),
+        *(
+            (localgrad.node_perturbation, {"baseline": "running_mean"} | option, message)
+            for option, message in (
+                ({"samples": 4}, r"samples must be one of \(1,\) .*more examples"),
+                ({"antithetic": True}, "antithetic must be one of"),
+                ({"credit": "total"}, "credit must be one of .*'causal', 'step'"),
+                ({"readout": "exact"}, "readout must be one of .*'perturb'"),
+            )
+        ),
         (localgrad.node_perturbation, {"antithetic": 1}, "antithetic must be True or False; got 1"),
         (localgrad.node_perturbation, {"key": 0}, "key must be a typed PRNG key"),
         (localgrad.activity_perturbation, {"credit": "total"}, "credit must be one of"),

@@ -6,12 +6,14 @@ Letters: B batch, W steps of the window, K copies, D width of a node.
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 
 from localgrad.core.params import Leaves, placed, under
 from localgrad.core.passes.contraction import contract, outer
+from localgrad.core.passes.disturb import Signals
 from localgrad.core.passes.heard import Part
 from localgrad.core.passes.reward import leaving
 
@@ -52,3 +54,40 @@ def traced(part: Part, params: Leaves, signals: list[jax.Array], reset: jax.Arra
     one = functools.partial(outer, sites, under(params, part.prefix))
     over_batch = jax.vmap(one, (1, 1))  # [W, B, ...]
     return placed(jax.vmap(over_batch, (None, 1))(received, posts), part.prefix)
+
+
+def carried(
+    parts: Sequence[Part],
+    params: Leaves,
+    reset: jax.Array | None,
+    signals: Signals,
+    before: Leaves,
+) -> Leaves:
+    """The eligibility after a window: what was there, unless forgotten, and what came.
+
+    Args:
+        parts: of the model, as they were heard.
+        params: the model's parameters.
+        reset: [W, B] bool, or None.
+        signals: of each part's nodes, [W, K, B, D].
+        before: the eligibility before it, by whole path, [K, B, ...].
+
+    Returns:
+        The same after it.
+    """
+    came: Leaves = {}
+    for part, zs in zip(parts, signals, strict=True):
+        came |= traced(part, params, zs, reset)
+    kept = {}
+    for path, e in before.items():
+        if reset is not None:
+            again = reset.any(0).reshape(1, -1, *(1,) * (e.ndim - 2))
+            e = jnp.where(again, jnp.zeros_like(e), e)
+        kept[path] = e + came[path].astype(e.dtype)
+    return kept
+
+
+def recalled(entering: jax.Array, eligibility: Leaves) -> Leaves:
+    """What the gaps of a window, [W, K, B], pay of what was eligible before it, by path."""
+    paid = entering.sum(0)
+    return {p: jnp.einsum("kb,kb...->...", paid.astype(e.dtype), e) for p, e in eligibility.items()}

@@ -166,7 +166,7 @@ def disturb(how: Noise, at: Window, deviation: Any, noise: Signals) -> Copies:
 
     def copy(deviation: Any, noise: Signals, sign: jax.Array) -> tuple[Any, Any, Signals]:
         carries = jax.tree.map(jnp.add, at.carries, deviation)
-        nudges = _nudges(at.disturbed, noise, sign * how.scale)
+        nudges = nudges_of(at.disturbed, noise, sign * how.scale)
         heard = hear(at.stack, at.params, carries, at.inputs, at.reset, nudges)
         apart = jax.tree.map(jnp.subtract, heard.carries, at.clean.carries)
         return apart, heard.outputs, _activity(heard.parts, at.disturbed)
@@ -194,8 +194,8 @@ def _tangents(at: Window, deviation: Any, noise: Signals) -> Copies:
         return heard.carries, values, [part.drives for part in heard.parts]
 
     def copy(deviation: Any, noise: Signals) -> tuple[Any, jax.Array, Signals]:
-        given = (at.carries, _nudges(at.disturbed, noise, 0))
-        moved = (jax.tree.map(lambda a: a[0], deviation), _nudges(at.disturbed, noise, 1))
+        given = (at.carries, nudges_of(at.disturbed, noise, 0))
+        moved = (jax.tree.map(lambda a: a[0], deviation), nudges_of(at.disturbed, noise, 1))
         moved = jax.tree.map(lambda a, b: a.astype(b.dtype), moved, given)
         apart, gaps, drives = jax.jvp(run, given, moved)[1]
         activity = [
@@ -207,7 +207,7 @@ def _tangents(at: Window, deviation: Any, noise: Signals) -> Copies:
     return Copies(*jax.vmap(copy, (0, 1), (0, 1, 1))(deviation, noise))
 
 
-def _nudges(parts: Sequence[Part], noise: Signals, scale: Any) -> Nudges:
+def nudges_of(parts: Sequence[Part], noise: Signals, scale: Any) -> Nudges:
     """Noise as what is added to the first drive of each node, times a scale."""
     return [
         {node[0]: scale * z for node, z in zip(part.nodes, zs, strict=True)}

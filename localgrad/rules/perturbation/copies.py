@@ -7,7 +7,6 @@ of the noise, D width of a node.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -15,17 +14,21 @@ import jax.numpy as jnp
 
 from localgrad.core.contract.noise import require_key, step_keys
 from localgrad.core.frame import Frame, Recipe, Window
-from localgrad.core.model.locality import require_layers
 from localgrad.core.model.stack import Stack
-from localgrad.core.model.synapses import OUTPUT
-from localgrad.core.params import Leaves, Path, accumulator, added, placed, under
+from localgrad.core.params import Leaves, accumulator, added, placed, under
 from localgrad.core.passes import disturb
-from localgrad.core.passes.correlation import correlated, traced
-from localgrad.core.passes.disturb import Noise, Signals
-from localgrad.core.passes.heard import Heard, Part, hear, unheard
+from localgrad.core.passes.correlation import carried, correlated, recalled
+from localgrad.core.passes.disturb import Noise
+from localgrad.core.passes.heard import Heard, hear
 from localgrad.core.passes.reward import earlier, later, ongoing
 from localgrad.core.steps import even_window, length, merge_steps, over_samples
 from localgrad.rules.perturbation.norms import normalised
+from localgrad.rules.perturbation.reached import (
+    credits_of,
+    lasting,
+    require_heard,
+    require_reached,
+)
 
 
 class NodeState(NamedTuple):
@@ -82,16 +85,18 @@ class Options(NamedTuple):
 def recipe_of(options: Options, told: dict[str, Any]) -> Recipe:
     """The recipe of a rule; raises for options that do not fit."""
     require_key(options.key)
+    what = "noise" if options.norm is None else f"activity, norm={options.norm!r},"
+    signal = f"{what} paid by loss differences"
     return Recipe(
         name=options.rule,
         state=NodeState,
         process=functools.partial(_process, options),
-        credits=functools.partial(_credits, options),
+        credits=functools.partial(credits_of, signal, options.credit, options.exact_readout),
         settings=told,
         remember=functools.partial(_nothing_yet, options),
         draw=lambda params: {"key": options.key, "clock": jnp.zeros((), jnp.uint32)},
         default_window=lambda stack, params, steps, alone: even_window(steps),
-        screen=functools.partial(_screen, options),
+        screen=lambda stack, params: require_reached(options.rule, options.exact_readout, stack),
     )
 
 
@@ -103,19 +108,19 @@ def _process(options: Options, frame: Frame, state: NodeState, window: Window) -
     values = frame.objective.values(clean.outputs, window.targets, window.weight)
     parts = tuple(p for p in clean.parts if not (options.exact_readout and p.label == "readout"))
     for part in parts:
-        _require_heard(options.rule, stack, part, params)
+        require_heard(options.rule, stack, part, params)
     scored = disturb.Scored(frame.objective, window.targets, window.weight, values)
     at = disturb.Window(stack, params, carries, window.inputs, window.reset, clean, scored, parts)
     keys = step_keys(state.key, state.clock, length(window.inputs))
     learn = functools.partial(_some_samples, options, frame, at, keys)
     memory = (state.deviation, state.eligibility, state.returned)
-    (posts, recalled), (deviation, eligibility, returned) = over_samples(
+    (posts, due), (deviation, eligibility, returned) = over_samples(
         learn, (jnp.arange(options.samples), *memory), options.at_once
     )
     grads = _exact(frame, window, clean) if options.exact_readout else {}
     for part, post in zip(parts, posts, strict=True):
         grads |= _scaled(options, frame, correlated(part, params, post))
-    grads = added(grads, _scaled(options, frame, recalled))
+    grads = added(grads, _scaled(options, frame, due))
     state = state._replace(
         carry=stack.pack(clean.carries),
         deviation=deviation,
@@ -156,14 +161,10 @@ def _some_samples(
     if options.credit == "step":
         return (posts, {}), (ran.deviation, {}, returned)
     entering = gaps if at.reset is None else jnp.where(ongoing(at.reset), gaps, 0)
-    recalled = {
-        path: jnp.einsum("kb,kb...->...", entering.sum(0).astype(e.dtype), e)
-        for path, e in eligibility.items()
-        if not frame.opening
-    }
+    due = {} if frame.opening else recalled(entering, eligibility)
     if not frame.closing:
-        eligibility = _carried(at, signals, eligibility)
-    return (posts, recalled), (ran.deviation, eligibility, returned)
+        eligibility = carried(at.disturbed, at.params, at.reset, signals, eligibility)
+    return (posts, due), (ran.deviation, eligibility, returned)
 
 
 def _paid(
@@ -179,20 +180,6 @@ def _paid(
     return after + before - gaps, before[-1].astype(returned.dtype)
 
 
-def _carried(at: disturb.Window, signals: Signals, before: Leaves) -> Leaves:
-    """The eligibility after a window: what was there, unless forgotten, and what came."""
-    came: Leaves = {}
-    for part, zs in zip(at.disturbed, signals, strict=True):
-        came |= traced(part, at.params, zs, at.reset)
-    kept = {}
-    for path, e in before.items():
-        if at.reset is not None:
-            again = at.reset.any(0).reshape(1, -1, *(1,) * (e.ndim - 2))
-            e = jnp.where(again, jnp.zeros_like(e), e)
-        kept[path] = e + came[path].astype(e.dtype)
-    return kept
-
-
 def _exact(frame: Frame, window: Window, clean: Heard) -> Leaves:
     """The readout's gradient."""
     readout: Any = frame.stack.readout
@@ -200,21 +187,6 @@ def _exact(frame: Frame, window: Window, clean: Heard) -> Leaves:
     own, ys = under(frame.params, ("readout",)), merge_steps(clean.ys)
     (found,) = jax.vjp(lambda p: readout.apply(p, ys), own)[1](merge_steps(q))
     return placed(found, ("readout",))
-
-
-def _lasting(stack: Stack, params: Leaves) -> Iterator[Path]:
-    """The parameters whose noise reaches later losses, by whole path."""
-    params = {path: leaf for path, leaf in params.items() if stack.asks(path)}
-    for path in params:
-        if path[:1] == ("encoder",) and stack.encoder is not None:
-            yield path
-    for level in stack.levels:
-        cell, prefix = stack.cells[level], stack.prefixes[level]
-        highest = level == stack.levels[-1]
-        heads = [
-            prefix + site.layer.path for site in cell.sites if not (highest and site.role == OUTPUT)
-        ]
-        yield from (path for path in params if any(path[: len(h)] == h for h in heads))
 
 
 def _nothing_yet(options: Options, stack: Stack, params: Leaves, x: Any) -> dict[str, Any]:
@@ -227,7 +199,7 @@ def _nothing_yet(options: Options, stack: Stack, params: Leaves, x: Any) -> dict
             path: jnp.zeros(
                 (options.samples, batch, *params[path].shape), accumulator(params[path])
             )
-            for path in dict.fromkeys(_lasting(stack, params))
+            for path in dict.fromkeys(lasting(stack, params))
         }
     floating = jnp.promote_types(jnp.result_type(float), jnp.float32)
     total = options.credit == "total"
@@ -236,48 +208,3 @@ def _nothing_yet(options: Options, stack: Stack, params: Leaves, x: Any) -> dict
         "eligibility": eligibility,
         "returned": jnp.zeros((options.samples, batch), floating) if total else None,
     }
-
-
-def _screen(options: Options, stack: Stack, params: Leaves) -> None:
-    """Raises for parameters of cells that no noise enters by, and for no readout to be exact."""
-    del params
-    for level in stack.levels:
-        cell, name = stack.cells[level], stack.name(level)
-        require_layers(cell, name, options.rule)
-        unowned = [path for path in cell.unowned if stack.asks(stack.prefixes[level] + path)]
-        if unowned:
-            _refuse(options.rule, f"{name} ({cell.module.name})", unowned[0])
-    if options.exact_readout and stack.readout is None:
-        raise ValueError(
-            f'{options.rule} with readout="exact" needs the readout of a localgrad.Network, and '
-            "this model has none. Wrap it: localgrad.Network((cell,), readout=nn.Dense(O))."
-        )
-
-
-def _require_heard(rule: str, stack: Stack, part: Part, params: Leaves) -> None:
-    """Raises for parameters of an encoder or readout that no noise enters by."""
-    for path in unheard(part, params):
-        if stack.asks(path):
-            _refuse(rule, part.label, path[len(part.prefix) :])
-
-
-def _refuse(rule: str, where: str, path: Path) -> None:
-    raise ValueError(
-        f"{rule} cannot credit parameter {'/'.join(path)} of {where}: noise enters a model by its "
-        "linear layers, and this one lies in none that it can see. Use "
-        "localgrad.weight_perturbation, which takes every parameter."
-    )
-
-
-def _credits(options: Options, stack: Stack, params: Leaves) -> dict[Path, str]:
-    """How each parameter is credited, as `localgrad.summary` prints it."""
-    lasting = set(_lasting(stack, params))
-    what = "noise" if options.norm is None else f"activity, norm={options.norm!r},"
-    found = {}
-    for path in params:
-        if options.exact_readout and path[:1] == ("readout",):
-            found[path] = "exact"
-        else:
-            when = options.credit if path in lasting else "step"
-            found[path] = f"{what} paid by loss differences ({when} credit)"
-    return found

@@ -10,11 +10,13 @@ from localgrad.core.contract.checks import require_choice
 from localgrad.core.contract.rule import LearningRule, Loss
 from localgrad.core.frame import windowed_rule
 from localgrad.core.passes.reward import CREDITS
-from localgrad.rules.perturbation.copies import Options, recipe_of
+from localgrad.rules.perturbation import copies, lone
+from localgrad.rules.perturbation.copies import Options
 from localgrad.rules.perturbation.norms import NORMS
 from localgrad.rules.perturbation.options import noise_of, require_samples
 
 READOUTS = ("perturb", "exact")
+BASELINES = ("clean", "running_mean")
 
 
 def node_perturbation(
@@ -28,6 +30,7 @@ def node_perturbation(
     noise: str = "rademacher",
     credit: str = "causal",
     readout: str = "perturb",
+    baseline: str = "clean",
     samples_at_once: int | None = None,
     batch_size: int | None = None,
     window: int | None = None,
@@ -47,6 +50,11 @@ def node_perturbation(
 
     averaged over K samples. What reaches the loss of its own step alone, such as a readout, is
     always paid by that one. A reset ends the sums.
+
+    With `baseline="running_mean"` there is no clean copy, as in an animal or on a chip: the network
+    itself is noisy, and d_t is its loss at step t less the mean loss of the calls before (the last
+    ten count most), over `scale`. It costs one forward pass, and varies far more: what the loss
+    owes to the inputs is noise to it.
 
     *Estimates*, on average over the noise, the gradient of BPTT under causal and total credit, but
     for an error that falls with `scale` squared, and the gradient with a horizon of one step under
@@ -79,6 +87,8 @@ def node_perturbation(
         noise: `"gaussian"` or `"rademacher"` (-1 or 1 times the scale).
         credit: `"causal"`, `"step"` or `"total"`.
         readout: `"perturb"`, or `"exact"` for the gradient of the readout of a `Network`.
+        baseline: what losses are compared with, `"clean"` or `"running_mean"`. The latter has one
+            noisy copy of each example, causal or step credit, and a perturbed readout.
         samples_at_once: how many samples to run side by side, a divisor of K: bounds memory. None
             for all; on a CPU 4 may be faster.
         batch_size: None for *episodic* learning: each batch holds whole sequences, from the initial
@@ -91,7 +101,7 @@ def node_perturbation(
             by `init` only if no Dense or Embed layer takes the input as it is.
 
     Returns:
-        A `LearningRule`; its state is a `NodeState`.
+        A `LearningRule`; its state is a `NodeState`, or a `LoneState` without a clean copy.
 
     Raises:
         ValueError: by name, for a parameter that lies in no layer, and for what no noise can be.
@@ -113,15 +123,23 @@ def node_perturbation(
         Fernandez, Keemink and van Gerven, "Gradient-free training of recurrent neural networks
         using random perturbations", Frontiers in Neuroscience, 2024,
         https://doi.org/10.3389/fnins.2024.1439155, whose step credit it has with
-        `credit="step"` and `optax.scale(scale)` behind it. Werfel, Xie and Seung, "Learning curves
-        for stochastic gradient descent in linear feedforward networks", Neural Computation, 2005,
-        https://doi.org/10.1162/089976605774320539
+        `credit="step"` and `optax.scale(scale)` behind it. Fiete and Seung, "Gradient learning in
+        spiking neural networks by dynamic perturbation of conductances", Physical Review Letters,
+        2006, https://doi.org/10.1103/PhysRevLett.97.048104, and Miconi, "Biologically plausible
+        learning in recurrent neural networks reproduces neural dynamics observed during cognitive
+        tasks", eLife, 2017, https://doi.org/10.7554/eLife.20899, for running means. Werfel, Xie and
+        Seung, "Learning curves for stochastic gradient descent in linear feedforward networks",
+        Neural Computation, 2005, https://doi.org/10.1162/089976605774320539
     """
     require_choice("credit", credit, CREDITS)
     require_choice("readout", readout, READOUTS)
+    require_choice("baseline", baseline, BASELINES)
     told = {"scale": scale, "samples": samples, "antithetic": antithetic, "noise": noise}
-    told |= {"credit": credit, "readout": readout, "samples_at_once": samples_at_once}
+    told |= {"credit": credit, "readout": readout, "baseline": baseline}
+    told |= {"samples_at_once": samples_at_once}
     require_samples(samples, samples_at_once)
+    if baseline == "running_mean":
+        _require_lone(samples, antithetic, credit, readout)
     options = Options(
         rule="node_perturbation",
         noise=noise_of(scale, noise, antithetic),
@@ -132,8 +150,27 @@ def node_perturbation(
         exact_readout=readout == "exact",
         key=key,
     )
+    recipe = (copies if baseline == "clean" else lone).recipe_of(options, told)
     common = {"batch_size": batch_size, "window": window, "reduction": reduction}
-    return windowed_rule(model, loss, recipe_of(options, told), **common, example=example)
+    return windowed_rule(model, loss, recipe, **common, example=example)
+
+
+def _require_lone(samples: int, antithetic: bool, credit: str, readout: str) -> None:
+    """Raises for what one noisy network without a clean copy cannot do."""
+    told = {"samples": samples, "antithetic": antithetic, "credit": credit, "readout": readout}
+    fitting = {
+        "samples": (1,),
+        "antithetic": (False,),
+        "credit": CREDITS[:2],
+        "readout": READOUTS[:1],
+    }
+    for name, value in told.items():
+        if value not in fitting[name]:
+            raise ValueError(
+                f'{name} must be one of {fitting[name]} with baseline="running_mean"; got '
+                f"{value!r}. There is one noisy network, and no other to compare it with: more "
+                "examples in a batch take the place of samples."
+            )
 
 
 def activity_perturbation(
@@ -245,4 +282,5 @@ def activity_perturbation(
         key=key,
     )
     common = {"batch_size": batch_size, "window": window, "reduction": reduction}
-    return windowed_rule(model, loss, recipe_of(options, told), **common, example=example)
+    recipe = copies.recipe_of(options, told)
+    return windowed_rule(model, loss, recipe, **common, example=example)

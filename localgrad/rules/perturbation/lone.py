@@ -1,0 +1,165 @@
+"""Node perturbation without a clean copy: one noisy network, and the loss that it is used to.
+
+Letters: B batch, W steps of a window, D width of a node.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from localgrad.core.contract.noise import require_key, step_keys
+from localgrad.core.frame import Frame, Recipe, Window
+from localgrad.core.model.stack import Stack
+from localgrad.core.params import Leaves, accumulator, added
+from localgrad.core.passes import disturb
+from localgrad.core.passes.correlation import carried, correlated, recalled
+from localgrad.core.passes.heard import Nudges, Part, hear
+from localgrad.core.passes.reward import later, ongoing
+from localgrad.core.steps import even_window, length
+from localgrad.rules.perturbation.copies import Options
+from localgrad.rules.perturbation.reached import (
+    credits_of,
+    lasting,
+    require_heard,
+    require_reached,
+)
+
+SHARE = 0.1
+"""How much the last call's loss counts in the running mean, once there were 1 / SHARE calls."""
+
+
+class LoneState(NamedTuple):
+    """State of `node_perturbation` with `baseline="running_mean"`.
+
+    Attributes:
+        loss: mean loss of the last call, with noise.
+        carry: the model's carry with noise (streaming), or None.
+        initial_carry: the model's initial carry (streaming), or None.
+        eligibility: by parameter path [1, B, ...], the noise of the sequence so far times what the
+            synapse received (streaming).
+        usual: the running mean of the losses of all calls but the last.
+        calls: how many there were.
+        key: what noise is drawn from.
+        clock: how many steps have been seen.
+    """
+
+    loss: jax.Array
+    carry: Any = None
+    initial_carry: Any = None
+    eligibility: Any = None
+    usual: Any = None
+    calls: Any = None
+    key: Any = None
+    clock: Any = None
+
+    outlives = ("usual", "calls", "key", "clock")
+
+
+def recipe_of(options: Options, told: dict[str, Any]) -> Recipe:
+    """The recipe of the rule; raises for a key that is none."""
+    require_key(options.key)
+    signal = "noise paid by losses less their running mean"
+    return Recipe(
+        name=options.rule,
+        state=LoneState,
+        process=functools.partial(_process, options),
+        credits=functools.partial(credits_of, signal, options.credit, False),
+        settings=told,
+        remember=functools.partial(_nothing_yet, options),
+        draw=functools.partial(_begun, options),
+        default_window=lambda stack, params, steps, alone: even_window(steps),
+        finish=lambda state: state._replace(usual=_usual(state), calls=state.calls + 1),
+        screen=lambda stack, params: require_reached(options.rule, False, stack),
+    )
+
+
+def _process(options: Options, frame: Frame, state: LoneState, window: Window) -> tuple:
+    """One window of the noisy network."""
+    stack, params = frame.stack, frame.params
+    carries, steps = stack.unpack(state.carry), length(window.inputs)
+    scale: Any = options.noise.scale
+
+    def run(nudges: Nudges | None) -> Any:
+        return hear(stack, params, carries, window.inputs, window.reset, nudges)
+
+    parts = _abstract(run)
+    for part in parts:
+        require_heard(options.rule, stack, part, params)
+    keys = jax.vmap(lambda key: jax.random.fold_in(key, 0))(
+        step_keys(state.key, state.clock, steps)
+    )
+    noise = disturb.noise_for(options.noise.kind, keys[:, None], parts)
+    heard = run(disturb.nudges_of(parts, [[z[:, 0] for z in zs] for zs in noise], scale))
+    values = frame.objective.values(heard.outputs, window.targets, window.weight)
+    usual = _usual(state).astype(values.dtype)
+    surprise = values - (usual if window.weight is None else usual * window.weight)
+    gaps = surprise[:, None] / scale  # [W, 1, B]
+    paid = gaps if options.credit == "step" else later(gaps, window.reset)
+    grads: Leaves = {}
+    for part, zs in zip(heard.parts, noise, strict=True):
+        posts = _paid(part, zs, gaps, paid)
+        grads |= _scaled(frame, correlated(part, params, posts))
+    eligibility = state.eligibility
+    if options.credit == "causal":
+        entering = gaps if window.reset is None else jnp.where(ongoing(window.reset), gaps, 0)
+        if not frame.opening:
+            grads = added(grads, _scaled(frame, recalled(entering, eligibility)))
+        if not frame.closing:
+            eligibility = carried(heard.parts, params, window.reset, noise, eligibility)
+    state = state._replace(
+        carry=stack.pack(heard.carries), eligibility=eligibility, clock=state.clock + steps
+    )
+    return state, grads, values
+
+
+def _abstract(run: Any) -> list[Part]:
+    """The parts of a model with the shapes of their drives, without running it."""
+    parts: list[Part] = []
+
+    def drives() -> list[list[jax.Array]]:
+        parts.extend(run(None).parts)
+        return [part.drives for part in parts]
+
+    shapes = jax.eval_shape(drives)
+    return [p._replace(drives=own, received=[]) for p, own in zip(parts, shapes, strict=True)]
+
+
+def _paid(part: Part, zs: list[jax.Array], gaps: jax.Array, paid: jax.Array) -> list[jax.Array]:
+    """The noise of a part's nodes times what it is paid by, [W, B, D]."""
+    return [
+        jnp.einsum("wkb,wkb...->wb...", (gaps if instant else paid).astype(z.dtype), z)
+        for z, instant in zip(zs, part.instant, strict=True)
+    ]
+
+
+def _scaled(frame: Frame, grads: Leaves) -> Leaves:
+    return {p: g * frame.objective.scale.astype(g.dtype) for p, g in grads.items()}
+
+
+def _usual(state: LoneState) -> jax.Array:
+    """The running mean of the losses of all calls before this one; 0 before the first."""
+    share = jnp.maximum(1 / jnp.maximum(state.calls, 1), SHARE)
+    mean = state.usual + share * (state.loss - state.usual)
+    return jnp.where((state.calls > 0) & jnp.isfinite(mean), mean, state.usual)
+
+
+def _begun(options: Options, params: Leaves) -> dict[str, Any]:
+    """What outlives sequences, at first."""
+    del params
+    zero = jnp.zeros((), jnp.uint32)
+    return {"usual": jnp.zeros(()), "calls": zero, "key": options.key, "clock": jnp.copy(zero)}
+
+
+def _nothing_yet(options: Options, stack: Stack, params: Leaves, x: Any) -> dict[str, Any]:
+    """What is remembered at the start of B sequences."""
+    paths = lasting(stack, params) if options.credit == "causal" else ()
+    return {
+        "eligibility": {
+            path: jnp.zeros((1, length(x), *params[path].shape), accumulator(params[path]))
+            for path in dict.fromkeys(paths)
+        }
+    }
