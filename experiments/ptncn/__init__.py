@@ -39,8 +39,8 @@ class Config:
     was interrupted goes on with the same command.
 
     On one core that was shared, in small size: `video` 38 min (digits; nats a frame: e-prop 55.4,
-    BPTT 58.5 and 59.1, P-TNCN 60.0, echo states 66, RTRL 86 and 87); `text --data-dir DIR` 75 min,
-    50 of them RTRL's (Penn Treebank; bits: BPTT 2.21 and 2.22, RTRL 2.42 and 2.54, P-TNCN 2.66,
+    BPTT 58.5 and 59.1, P-TNCN 60.0, echo states 66, RTRL 86 and 87); `text --data-dir DIR` 98 min,
+    62 of them RTRL's (Penn Treebank; bits: BPTT 2.21 and 2.22, RTRL 2.42 and 2.54, P-TNCN 2.66,
     echo states 3.01); `zeroshot` 3 min (digits never seen: P-TNCN 60.7, uncorrected 64.0, BPTT 58.9
     and 59.7); `continual` 8 min (forgotten: P-TNCN 0.3, BPTT 0.5 and -1.0). docs/papers/ptncn.md
     has all numbers.

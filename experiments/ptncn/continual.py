@@ -14,10 +14,11 @@ from experiments.datasets import Glyphs, of_classes
 from experiments.ptncn import figures
 from experiments.ptncn.checkpoints import restore, save
 from experiments.ptncn.found import Found, best_source
-from experiments.ptncn.learner import choose, epoch_of, make_learner, make_score, settings_of
+from experiments.ptncn.learner import make_learner, make_score
 from experiments.ptncn.problems import Problem
 from experiments.ptncn.rows import ROWS, parameters_of
 from experiments.ptncn.sources import canvas_for, halves, load, problem_of, video_of
+from experiments.ptncn.training import choose, epoch_of, settings_of
 from experiments.report import align_columns, mean_and_spread
 
 NAMES = ("ptncn", "lstm_bptt", "gru_bptt")

@@ -15,8 +15,8 @@ from matplotlib.animation import FuncAnimation, PillowWriter
 from matplotlib.ticker import MaxNLocator
 
 from experiments.figures import finish
-from experiments.ptncn.learner import Outcome
 from experiments.ptncn.rows import ROWS
+from experiments.ptncn.training import Outcome
 
 # Okabe and Ito's palette: a colour a network, dashes a rule.
 COLOURS = {

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from experiments.ptncn.learner import Learner, Outcome, learned, make_learner
+from experiments.ptncn.learner import Learner, make_learner
 from experiments.ptncn.problems import Problem
 from experiments.ptncn.rows import ROWS, parameters_of
+from experiments.ptncn.training import Outcome, learned
 from experiments.report import align_columns, mean_and_spread
 
 

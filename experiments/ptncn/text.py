@@ -12,9 +12,9 @@ from experiments.datasets import symbol_floors
 from experiments.datasets import text as read
 from experiments.ptncn import figures, standings
 from experiments.ptncn.found import Found, best_source
-from experiments.ptncn.learner import Outcome
 from experiments.ptncn.problems import of_text
 from experiments.ptncn.rows import ROWS
+from experiments.ptncn.training import Outcome
 
 
 def source_of(config: Any) -> str:

@@ -13,10 +13,11 @@ from experiments.claims import Claim
 from experiments.datasets import video_floors
 from experiments.ptncn import figures, standings
 from experiments.ptncn.found import Found, best_source
-from experiments.ptncn.learner import Learner, Outcome
+from experiments.ptncn.learner import Learner
 from experiments.ptncn.problems import Problem
 from experiments.ptncn.rows import ROWS
 from experiments.ptncn.sources import canvas_for, load, problem_of, video_of
+from experiments.ptncn.training import Outcome
 
 
 def source_of(config: Any) -> str:

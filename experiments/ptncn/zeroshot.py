@@ -11,9 +11,10 @@ from tqdm import tqdm
 from experiments.claims import Claim
 from experiments.ptncn import figures
 from experiments.ptncn.found import Found, best_source
-from experiments.ptncn.learner import learned, make_learner, make_score
+from experiments.ptncn.learner import make_learner, make_score
 from experiments.ptncn.rows import ROWS, parameters_of
 from experiments.ptncn.sources import canvas_for, halves, load, problem_of, video_of
+from experiments.ptncn.training import learned
 from experiments.ptncn.video import floors_of
 from experiments.report import align_columns, mean_and_spread
 

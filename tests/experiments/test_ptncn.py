@@ -16,10 +16,11 @@ from experiments.datasets import Text, bouncing, glyphs
 from experiments.ptncn import checkpoints, continual
 from experiments.ptncn.continual import Kept
 from experiments.ptncn.found import best_source
-from experiments.ptncn.learner import MOST_RATES, beyond, drawn, learned, make_learner, make_score
+from experiments.ptncn.learner import make_learner, make_score
 from experiments.ptncn.problems import of_text, of_video
 from experiments.ptncn.rows import ROOM, ROWS, parameters_of, units_for
 from experiments.ptncn.sources import canvas_for, halves, pooled
+from experiments.ptncn.training import MOST_RATES, beyond, drawn, learned
 
 SYMBOLS = 5
 

@@ -63,7 +63,7 @@ def require_updates(rule: str, updates: Any, params: Any) -> None:
     if jax.tree.leaves(updates):
         raise ValueError(
             f"{rule} got updates from outside: a rule comes first in its chain and takes no "
-            "gradients: pass None. To combine two rules, do not chain them."
+            "gradients: pass None. To combine rules, use localgrad.mix."
         )
     if params is None:
         raise ValueError(
