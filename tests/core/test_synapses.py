@@ -9,7 +9,7 @@ import pytest
 
 from localgrad.core.model.modules import as_module
 from localgrad.core.model.synapses import CHAINED, INPUT, OUTPUT, RECURRENT, dissect
-from localgrad.core.ownership.reach import dependencies
+from localgrad.core.ownership.reach import calls_out, dependencies
 from localgrad.core.params import flatten
 
 B, N, IN = 2, 4, 3
@@ -190,3 +190,20 @@ def test_a_loop_of_unknown_length_joins_everything():
         return jax.lax.while_loop(lambda c: c[0] < 3, lambda c: (c[0] + 1, c[1]), (a, b))
 
     assert functools.reduce(set.union, dependencies(jax.make_jaxpr(run)(1.0, 2.0).jaxpr)) == {0, 1}
+
+
+def test_a_call_out_of_jax_is_found_wherever_it_is_made():
+    def outside(x):
+        return jax.pure_callback(lambda a: a, jax.ShapeDtypeStruct((), x.dtype), x)
+
+    programs = {
+        "plain": outside,
+        "jit": jax.jit(outside),
+        "scan": lambda x: jax.lax.scan(lambda c, _: (outside(c), None), x, None, 3)[0],
+        "cond": lambda x: jax.lax.cond(x > 0, outside, lambda y: y, x),
+        "while": lambda x: jax.lax.while_loop(lambda c: c < 0, outside, x),
+    }
+    for name, program in programs.items():
+        assert calls_out(jax.make_jaxpr(program)(1.0).jaxpr), name
+    within = lambda x: jax.jit(jnp.sin)(x) + jax.lax.fori_loop(0, 3, lambda i, a: a * 2, x)  # noqa: E731
+    assert not calls_out(jax.make_jaxpr(within)(1.0).jaxpr)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from localgrad.core.ownership.reach import dependencies
+from localgrad.core.ownership.reach import calls_out, dependencies
 from localgrad.core.steps import merge_steps, split_steps
 
 
@@ -140,7 +140,7 @@ def _unpaired(loss: Any, outputs: Any, targets: Any) -> bool:
         return False
     count = len(jax.tree.leaves(outputs))
     uses_targets = any(i >= count for out in dependencies(program.jaxpr) for i in out)
-    return uses_targets and "callback" not in str(program)
+    return uses_targets and not calls_out(program.jaxpr)
 
 
 def _kept(counts: jax.Array, a: jax.Array) -> jax.Array:

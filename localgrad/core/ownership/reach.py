@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax.extend import core as jex
 
@@ -70,6 +71,21 @@ def _through(eqn: Any, ins: list[set[int]], credit: bool) -> list[set[int]]:
         for k in range(n_carry):
             ins[n_consts + k] = ins[n_consts + k] | outs[k]
     return outs
+
+
+def calls_out(jaxpr: Any) -> bool:
+    """Whether a program, or one inside it, calls a function outside of JAX."""
+    for eqn in jaxpr.eqns:
+        if "callback" in eqn.primitive.name:
+            return True
+        held = jax.tree.leaves(list(eqn.params.values()), is_leaf=_is_program)
+        if any(calls_out(getattr(p, "jaxpr", p)) for p in held if _is_program(p)):
+            return True
+    return False
+
+
+def _is_program(x: Any) -> bool:
+    return isinstance(x, jex.Jaxpr | jex.ClosedJaxpr)
 
 
 def _same_rank(a: Any, b: Any) -> bool:
