@@ -115,7 +115,7 @@ def measured(rule: str, task: Problem, most: int) -> Iterator[Share]:
             recipe.name,
             _operations(on_all),
             undivided,
-            dict(collections.Counter(COLLECTIVE.findall(on_all.as_text()))),
+            dict(collections.Counter(COLLECTIVE.findall(on_all.as_text() or ""))),
             _busy(on_all, placed) / alone,
             max(jax.tree.leaves(gaps)),
         )

@@ -82,6 +82,7 @@ class Plan(NamedTuple):
         sampled_units: their N.
         sampled_steps: their T.
         sampled_lengths: the T whose temporary memory is compared.
+        sampled_window: the W of that, of which each T takes several.
         seconds: how long to repeat each comparison.
         clock: the clock to read.
     """
@@ -112,6 +113,7 @@ class Plan(NamedTuple):
     sampled_units: int = 128
     sampled_steps: int = 100
     sampled_lengths: Sequence[int] = (100, 200, 400, 800, 1600)
+    sampled_window: int = 50
     seconds: float = 3.0
     clock: Callable[[], float] = time.perf_counter
 

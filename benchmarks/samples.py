@@ -100,16 +100,18 @@ def _episodic(name: str, task: Problem, **options: Any) -> tuple[Callable, tuple
 
 def _memory(plan: Plan, cell: str) -> Iterator[Table | Bar]:
     """Temporary bytes of one streaming update over T."""
-    most, rows, worst = plan.samples_of_others, [], {}
+    most, window, rows, worst = plan.samples_of_others, plan.sampled_window, [], {}
     for name in MAKES:
-        peaks = []
+        options, peaks = settings(most) | {"window": window}, []
         for steps in plan.sampled_lengths:
             task = problem(cell, plan.sampled_units, steps, plan.batch, abstract=True)
-            peaks.append(Bytes(temporary_bytes(*update_of(MAKES[name], task, **settings(most)))))
+            peaks.append(Bytes(temporary_bytes(*update_of(MAKES[name], task, **options))))
         worst[name] = max(peaks) / peaks[0]
         rows.append([name, *peaks])
     title = f"Memory over T: {cell} cell, N={plan.sampled_units}, B={plan.batch}, K={most}, streams"
-    note = "Temporary MiB of the compiled call, arguments and results excluded."
+    note = (
+        f"Temporary MiB of the compiled call, arguments and results excluded; windows of {window}."
+    )
     yield Table(title, note, ["", *(f"T={steps}" for steps in plan.sampled_lengths)], rows)
     first, *_, last = plan.sampled_lengths
     name = max(worst, key=lambda name: worst[name])

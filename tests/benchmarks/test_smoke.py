@@ -34,7 +34,8 @@ PLAN = harness.Plan(
     samples_of_devices=8,
     sampled_units=4,
     sampled_steps=3,
-    sampled_lengths=(3, 4),
+    sampled_lengths=(4, 8),
+    sampled_window=2,
     seconds=0.0,
 )
 BENCHMARKS = {
