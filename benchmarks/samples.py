@@ -166,8 +166,8 @@ def _shares(plan: Plan) -> Iterator[Table | Bar]:
         most = _divided(plan)[rule]
         title = f"{rule} on {DEVICES} devices: {cell} cell, N={plan.sampled_units}, K={most}"
         note = (
-            f"Millions of operations of one device (B={plan.batch}, T={plan.sampled_steps}, a "
-            "loop's body counted once), how often they go into one device's for the plain call, "
+            f"Millions of operations of one device (B={_whole(plan.batch)}, T={plan.sampled_steps}, "
+            "a loop's body counted once), how often they go into one device's for the plain call, "
             "processor time of all devices over that of one, collectives, difference to one device."
         )
         header = ["", "a device", "divided", "busy", "collectives", "differs"]
@@ -176,6 +176,11 @@ def _shares(plan: Plan) -> Iterator[Table | Bar]:
         if share.rule == NODE and "chunks" in share.recipe:
             least = 0.75 * DEVICES
             yield Bar(f"{NODE}, {share.recipe}: work divided by", share.divided, least, True)
+
+
+def _whole(batch: int) -> int:
+    """As many examples, or a few more, so that each device has as many."""
+    return -(-batch // DEVICES) * DEVICES
 
 
 def _divided(plan: Plan) -> dict[str, int]:
@@ -190,7 +195,7 @@ def _on_virtual_devices(plan: Plan) -> list[dict[str, Any]]:
         "cell": plan.cells[0],
         "units": plan.sampled_units,
         "steps": plan.sampled_steps,
-        "batch": plan.batch,
+        "batch": _whole(plan.batch),
         "samples": _divided(plan),
     }
     done = subprocess.run(
