@@ -165,9 +165,9 @@ def _shares(plan: Plan) -> Iterator[Table | Bar]:
         ]
         most = _divided(plan)[rule]
         title = f"{rule} on {DEVICES} devices: {cell} cell, N={plan.sampled_units}, K={most}"
+        sizes = f"B={_whole(plan.batch)}, T={plan.sampled_steps}"
         note = (
-            f"Millions of operations of one device (B={_whole(plan.batch)}, T={plan.sampled_steps}, "
-            "a loop's body counted once), how often they go into one device's for the plain call, "
+            f"Millions of operations of one device ({sizes}, a loop's body counted once), how often they go into one device's for the plain call, "
             "processor time of all devices over that of one, collectives, difference to one device."
         )
         header = ["", "a device", "divided", "busy", "collectives", "differs"]
