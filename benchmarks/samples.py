@@ -167,8 +167,9 @@ def _shares(plan: Plan) -> Iterator[Table | Bar]:
         title = f"{rule} on {DEVICES} devices: {cell} cell, N={plan.sampled_units}, K={most}"
         sizes = f"B={_whole(plan.batch)}, T={plan.sampled_steps}"
         note = (
-            f"Millions of operations of one device ({sizes}, a loop's body counted once), how often they go into one device's for the plain call, "
-            "processor time of all devices over that of one, collectives, difference to one device."
+            f"Millions of operations of one device ({sizes}, a loop's body counted once), how "
+            "often they go into one device's for the plain call, processor time of all "
+            "devices over that of one, collectives, difference to one device."
         )
         header = ["", "a device", "divided", "busy", "collectives", "differs"]
         yield Table(title, note, header, rows)
