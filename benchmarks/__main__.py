@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 CELL_NAMES = ("rate", "GRU", "ALIF")
-SECTION_NAMES = ("speed", "windows", "peers", "memory", "latency", "depth", "aligned")
+SECTION_NAMES = ("speed", "windows", "peers", "memory", "latency", "depth", "aligned", "samples")
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
@@ -20,7 +20,8 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
         prog="python -m benchmarks",
         description="What localgrad's rules cost beside jitted Flax BPTT, in one process and, on a "
-        "CPU, on one core: time, windows, peers, peak memory, latency of a step, depth, P-TNCN.",
+        "CPU, on one core: time, windows, peers, peak memory, latency of a step, depth, P-TNCN, "
+        "noisy samples.",
     )
     size = made.add_mutually_exclusive_group()
     size.add_argument("--quick", action="store_true", help="times N=128, T=1000 only")
@@ -89,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     kept = not options.fresh_pages and keep_pages()
     import jax
 
-    from benchmarks import aligned, harness, measures, peers, report
+    from benchmarks import aligned, harness, measures, peers, report, samples
 
     on_cpu = jax.default_backend() == "cpu"
     if not on_cpu:
@@ -114,6 +115,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "latency": measures.latency,
         "depth": measures.depth,
         "aligned": aligned.aligned,
+        "samples": samples.samples,
     }
     found = {name: [] for name in options.sections}
     for name in options.sections:

@@ -75,6 +75,14 @@ class Plan(NamedTuple):
         aligned_depths: their numbers of layers.
         aligned_batch: their B.
         aligned_steps: their T.
+        samples: the K of the perturbation rules that are timed.
+        samples_at_once: how many of them are run side by side, beside all.
+        samples_of_others: the K of rules that are timed at one, and of their memory.
+        samples_of_devices: the K that is divided among devices.
+        sampled_units: their N.
+        sampled_steps: their T.
+        sampled_lengths: the T whose temporary memory is compared.
+        sampled_window: the W of that, of which each T takes several.
         seconds: how long to repeat each comparison.
         clock: the clock to read.
     """
@@ -98,6 +106,14 @@ class Plan(NamedTuple):
     aligned_depths: Sequence[int] = (1, 2, 4, 8, 16, 32)
     aligned_batch: int = 50
     aligned_steps: int = 20
+    samples: Sequence[int] = (1, 8, 64)
+    samples_at_once: int = 4
+    samples_of_others: int = 8
+    samples_of_devices: int = 64
+    sampled_units: int = 128
+    sampled_steps: int = 100
+    sampled_lengths: Sequence[int] = (100, 200, 400, 800, 1600)
+    sampled_window: int = 50
     seconds: float = 3.0
     clock: Callable[[], float] = time.perf_counter
 
@@ -147,13 +163,20 @@ def update_of(make: Callable[..., Any], task: Problem, **settings: Any) -> tuple
     return rule.__call__, (task.params, state, task.batch)
 
 
-def flax_bptt(task: Problem) -> tuple[Callable, tuple]:
-    """BPTT as one writes it with `flax.linen.RNN`, and its arguments."""
+def flax_forward(task: Problem) -> tuple[Callable, tuple]:
+    """A forward pass with its loss, as one writes it with `flax.linen.RNN`, and its arguments."""
 
     def loss(params: Any, batch: localgrad.Batch) -> jax.Array:
         return _run_flax(task.model, params, batch, None)[1]
 
-    return jax.value_and_grad(loss), (task.params, task.batch)
+    return loss, (task.params, task.batch)
+
+
+def flax_bptt(task: Problem) -> tuple[Callable, tuple]:
+    """BPTT as one writes it with `flax.linen.RNN`, and its arguments."""
+
+    loss, arguments = flax_forward(task)
+    return jax.value_and_grad(loss), arguments
 
 
 def flax_recomputed(task: Problem, chunk: int) -> tuple[Callable, tuple]:
@@ -195,6 +218,12 @@ def root(steps: int) -> int:
 def compiled(function: Callable, arguments: tuple) -> Callable[[], Any]:
     """The compiled call, ready to time: nothing donated, no arguments left."""
     return functools.partial(jax.jit(function).lower(*arguments).compile(), *arguments)
+
+
+def temporary_bytes(function: Callable, arguments: tuple) -> int:
+    """What the compiled call needs beside its arguments and results; nothing is run."""
+    stats: Any = jax.jit(function).lower(*arguments).compile().memory_analysis()
+    return stats.temp_size_in_bytes
 
 
 def check_close(found: Any, expected: Any, what: str, tolerance: float = 1e-4) -> None:

@@ -27,6 +27,7 @@ from benchmarks.harness import (
     problem,
     root,
     streaming,
+    temporary_bytes,
     update_of,
 )
 from benchmarks.report import Bar, Bytes, Ratio, Table
@@ -104,7 +105,9 @@ def memory(plan: Plan) -> Iterator[Table | Bar]:
                 for task, steps in zip(tasks, plan.memory, strict=True)
             ],
         } | {name: [update_of(make, task) for task in tasks] for name, make in rules.items()}
-        peaks = {name: [Bytes(_peak(*call)) for call in pair] for name, pair in calls.items()}
+        peaks = {
+            name: [Bytes(temporary_bytes(*call)) for call in pair] for name, pair in calls.items()
+        }
         rows = [
             [name, start, Ratio(start / peaks[FLAX][0]), end, Ratio(end / start)]
             for name, (start, end) in peaks.items()
@@ -156,11 +159,6 @@ def _state_bytes(make: Callable[..., Any], task: Problem) -> int:
 def _unlimited(make: Callable[..., Any]) -> dict[str, int]:
     takes_limit = "max_influence_bytes" in inspect.signature(make).parameters
     return {"max_influence_bytes": 2**62} if takes_limit else {}
-
-
-def _peak(function: Callable, arguments: tuple) -> int:
-    stats: Any = jax.jit(function).lower(*arguments).compile().memory_analysis()
-    return stats.temp_size_in_bytes
 
 
 def latency(plan: Plan) -> Iterator[Table | Bar]:

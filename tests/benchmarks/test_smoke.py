@@ -5,7 +5,7 @@ import json
 import jax.numpy as jnp
 import pytest
 
-from benchmarks import aligned, harness, measures, peers, report
+from benchmarks import aligned, harness, measures, peers, report, samples
 from benchmarks.__main__ import CELL_NAMES, SECTION_NAMES, parser
 
 pytestmark = pytest.mark.long
@@ -28,6 +28,14 @@ PLAN = harness.Plan(
     aligned_depths=(1, 2),
     aligned_batch=2,
     aligned_steps=3,
+    samples=(1, 4),
+    samples_at_once=2,
+    samples_of_others=8,
+    samples_of_devices=8,
+    sampled_units=4,
+    sampled_steps=3,
+    sampled_lengths=(4, 8),
+    sampled_window=2,
     seconds=0.0,
 )
 BENCHMARKS = {
@@ -38,6 +46,7 @@ BENCHMARKS = {
     "latency": measures.latency,
     "depth": measures.depth,
     "aligned": aligned.aligned,
+    "samples": samples.samples,
 }
 
 

@@ -31,6 +31,7 @@ def test_a_notebook_runs(path, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     matplotlib.use("Agg")
     before = jax.config.jax_enable_x64
+    jax.devices()  # A notebook that asks for several finds that it is too late for this process.
     namespace = {"__name__": "__notebook__"}
     try:
         for number, source in enumerate(code_cells(path)):
