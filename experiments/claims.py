@@ -34,6 +34,8 @@ def claims_table(claims: Sequence[Claim]) -> str:
 def conclusion(claims: Sequence[Claim]) -> str:
     """How many hold."""
     wrong = sum(not claim.holds for claim in claims)
+    if not claims:
+        return "Nothing is claimed of this."
     if wrong:
         return f"{wrong} of {len(claims)} claims FAIL."
     return f"All {len(claims)} claims hold."

@@ -1,6 +1,7 @@
 """The same numbers on eight devices as on one. Runs in a process of its own: see `make test`."""
 
 import functools
+import re
 
 import chex
 import flax.linen as nn
@@ -70,3 +71,40 @@ def test_a_pmean_over_pmapped_devices_gives_the_same(name, problem):
     found = step(state, (one_each.inputs, one_each.targets))
     first = jax.tree.map(lambda a: a[0], jax.device_get(found))
     chex.assert_trees_all_close(first, jax.device_get(updates), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["bptt", "eprop", "node_perturbation", "weight_perturbation"])
+def test_chunks_of_a_batch_divide_the_work(name):
+    """One all-reduce of the updates and nothing else; each device does its share."""
+    size, chunks = 32, 8
+    model = localgrad.Network((nn.GRUCell(32),), readout=nn.Dense(OUT))
+    x = jax.random.normal(jax.random.key(0), (size, 20, IN))
+    batch = localgrad.Batch(x, x[..., :OUT])
+    carry = model.initialize_carry(jax.random.key(0), (size, IN))
+    params = model.init(jax.random.key(1), carry, x[:, 0])["params"]
+    whole, rule = (
+        RULES[name].make(model, optax.l2_loss, batch_size=n) for n in (size, size // chunks)
+    )
+    pieces = jax.tree.map(lambda a: a.reshape(chunks, -1, *a.shape[1:]), batch)
+    states = jax.vmap(lambda _: rule.init(params))(jnp.arange(chunks))
+
+    def step(params, states, pieces):
+        updates, states = jax.vmap(rule, (None, 0, 0))(params, states, pieces)
+        return jax.tree.map(lambda a: a.mean(0), updates), states
+
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    places = [NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), ("data",), ("data",))]
+    given = [
+        jax.device_put(a, place) for a, place in zip((params, states, pieces), places, strict=True)
+    ]
+    program = jax.jit(step).lower(*given).compile()
+    alone = jax.jit(lambda *a: whole(*a)).lower(params, whole.init(params), batch).compile()
+    assert program.cost_analysis()["flops"] < alone.cost_analysis()["flops"] / 5
+    found = re.findall(r" (all-\w+|collective-permute|reduce-scatter)\(", program.as_text())
+    assert set(found) == {"all-reduce"}
+    updates, after = program(*given)
+    for leaf in jax.tree.leaves(after.carry):
+        assert leaf.sharding.spec[0] == "data", "a state is spread as its streams are"
+    if not RULES[name].random:
+        expected, _ = whole(params, whole.init(params), batch)
+        chex.assert_trees_all_close(*jax.device_get((updates, expected)), atol=1e-6)
