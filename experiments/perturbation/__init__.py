@@ -6,8 +6,11 @@ import dataclasses
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
+import tyro
+
+from experiments.choices import lookup
 from experiments.claims import Claim, claims_table, conclusion, require
 from experiments.datasets import root_of
 from experiments.perturbation import claims, figures, problems, report, variance
@@ -31,14 +34,15 @@ class Config:
     the published direction, which is a memory of 15 steps. *copy*: fresh sequences in every batch.
     *weather*: 1, 24 and 48 hours ahead, on a real file. *units*: Mackey-Glass over sizes. All rules
     have the same networks, batches, updates, optimizer (Adam; SGD where a row says so) and search
-    for a learning rate; series are learned in windows, so BPTT means the gradient of a window.
-    Prints tables and claims, of which any that fails ends the command with an error; writes
+    for a learning rate, which falls to 0 on a line. Series are learned in windows, so BPTT means
+    the gradient of a window. Prints tables and claims, of which any that fails ends the command with an error; writes
     results.json and figures.
 
     `python -m experiments perturbation --data-dir DIR`
 
     Attributes:
         parts: what to do; without data `weather` is left out.
+        rows: the rules; BPTT, which others are measured against, must be one.
         seeds: runs of each rule, all in one jitted function.
         seed: where all randomness starts.
         checks: how often a run is tested.
@@ -51,6 +55,9 @@ class Config:
     """
 
     parts: tuple[Part, ...] = get_args(Part)
+    rows: Annotated[tuple[str, ...], tyro.conf.arg(metavar="{" + ",".join(ROWS) + "}")] = tuple(
+        ROWS
+    )
     seeds: int = 5
     seed: int = 0
     checks: int = 20
@@ -110,7 +117,7 @@ def run(config: Config) -> list[Claim]:
 def panels_of(config: Config) -> list[Panel]:
     """Every rule on every problem of the parts; prints a table of each as soon as it is there."""
     seed, updates = config.seed, config.updates
-    every, panels = tuple(ROWS), []
+    every, panels = config.rows, []
     if "credit" in config.parts:
         panels += solved(config, [problems.sign(seed, updates(2000))], every)
         panels += solved(config, [problems.recall(seed, updates(1500))], every)
@@ -127,7 +134,7 @@ def panels_of(config: Config) -> list[Panel]:
     return panels
 
 
-def solved(config: Config, alike: Sequence[Problem], names: tuple[str, ...]) -> list[Panel]:
+def solved(config: Config, alike: Sequence[Problem], names: Sequence[str]) -> list[Panel]:
     """Rules on problems of the same shapes."""
     budget = Budget(config.seeds, config.checks, config.seed)
     found = compete(alike, names, budget, config.workers)
@@ -141,19 +148,24 @@ def over_units(config: Config, panels: Sequence[Panel]) -> list[Panel]:
     """Mackey-Glass with other numbers of units, beside what is there already."""
     there = {panel.problem.units: panel for panel in panels if panel.problem.name == "ahead"}
     budget = Budget(config.seeds, config.checks, config.seed)
+    names = [name for name in FEW if name in config.rows]
     sized = []
     for units in problems.SIZES:
         problem = problems.ahead(config.seed, config.updates(1000), units=units)
         if units in there:
-            outcomes = {name: there[units].outcomes[name] for name in FEW}
+            outcomes = {name: there[units].outcomes[name] for name in names}
         else:
-            (outcomes,) = compete([problem], FEW, budget, config.workers)
+            (outcomes,) = compete([problem], names, budget, config.workers)
         sized.append(Panel(problem, outcomes))
     return sized
 
 
 def check(config: Config) -> None:
     """Refuses a configuration that cannot run, before anything is compiled."""
+    for name in config.rows:
+        lookup("row", ROWS, name)
+    if "bptt" not in config.rows:
+        raise ValueError("rows must hold bptt, which the others are measured against.")
     if not config.parts:
         raise ValueError("parts is empty; name at least one.")
     for field in ("seeds", "checks", "nets", "draws", "workers"):

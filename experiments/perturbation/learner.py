@@ -1,15 +1,15 @@
 """Learning: a row on a problem, all its seeds in one jitted function. Letters: S seeds, C checks.
 
-Every row has the same networks and batches, the same number of updates and the same search for its
-learning rate: one run of the first seed's network for each rate, half as long, on other batches,
-judged by `valid`.
+Every row has the same networks and batches, the same number of updates, learning rates that fall to
+0 on a line, and the same search for the first of them: one run of the first seed's network for
+each, half as long, on other batches, judged by `valid`.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -43,16 +43,30 @@ class Budget(NamedTuple):
     seed: int
 
 
+class Networks(NamedTuple):
+    """What rows with the same cell share.
+
+    Attributes:
+        model: the network.
+        params: of S untrained ones.
+        score: `(params, Batch) -> [S, 2]`, the loss and what else is reported, compiled.
+    """
+
+    model: Any
+    params: Any
+    score: Callable[[Any, localgrad.Batch], jax.Array]
+
+
 class Learner(NamedTuple):
     """A row made ready for a problem.
 
     Attributes:
-        init: `keys [S] -> Run` of untrained networks.
-        advance: `(Run, rates [S], keys [S, updates], data) -> Run`, one segment, compiled.
-        score: `(params, Batch) -> [S, 2]`, the loss and what else is reported, compiled.
+        start: S untrained runs.
+        advance: `(Run, rates [S, updates], keys [S, updates], data) -> Run`, compiled.
+        score: as of its networks.
     """
 
-    init: Callable[[jax.Array], Run]
+    start: Run
     advance: Callable[[Run, jax.Array, jax.Array, Any], Run]
     score: Callable[[Any, localgrad.Batch], jax.Array]
 
@@ -86,39 +100,44 @@ class Outcome(NamedTuple):
         return np.array([crossing(self.steps, -curve, -level) for curve in self.test])
 
 
-def make_learner(row: Row, problem: Problem) -> Learner:
-    """Builds the network and what trains it."""
-    example = problem.test.inputs[:1, 0]
-    model = row.model(problem.units, problem.outputs)
+def make_networks(row: Row, problem: Problem, keys: jax.Array) -> Networks:
+    """Draws the networks of a row, and of all with its cell, one for each key."""
+    model, example = row.model(problem.units, problem.outputs), problem.test.inputs[:1, 0]
 
-    def tx_of(rate: Any, key: jax.Array) -> Any:
-        return optax.chain(row.rule(model, problem.loss, key), row.optimizer(rate))
-
-    def init(key: jax.Array) -> Run:
-        param_key, rule_key = jax.random.split(key)
-        carry = model.initialize_carry(key, example.shape)
-        params = model.init(param_key, carry, example)["params"]
-        return Run(params, tx_of(1.0, rule_key).init(params))
-
-    def advance(run: Run, rate: jax.Array, keys: jax.Array, data: Any) -> Run:
-        tx = tx_of(rate, jax.random.key(0))  # a key matters to `init` alone
-
-        def step(run: Run, key: jax.Array) -> tuple[Run, None]:
-            params, state = run
-            batch = problem.sample(data, key, problem.batch_size)
-            updates, state = tx.update(None, state, params, batch=batch)
-            return Run(optax.apply_updates(params, updates), state), None
-
-        return jax.lax.scan(step, run, keys)[0]
+    def init(key: jax.Array) -> Any:
+        return model.init(key, model.initialize_carry(key, example.shape), example)["params"]
 
     def score(params: Any, batch: localgrad.Batch) -> jax.Array:
         value, outputs, _ = localgrad.evaluate(model, problem.loss, params, batch)
         return jnp.stack([value, problem.also[1](outputs, batch)])
 
+    return Networks(model, one_by_one(init, keys), jax.jit(jax.vmap(score, in_axes=(0, None))))
+
+
+def make_learner(row: Row, problem: Problem, networks: Networks, keys: jax.Array) -> Learner:
+    """Builds what trains a row's networks; a rule's noise comes from its key."""
+
+    def tx_of(rate: Any, key: jax.Array) -> Any:
+        rule = row.rule(networks.model, problem.loss, key)
+        return optax.chain(rule, row.optimizer(rate))
+
+    def start(params: Any, key: jax.Array) -> Run:
+        return Run(params, tx_of(1.0, key).init(params))
+
+    def advance(run: Run, rates: jax.Array, keys: jax.Array, data: Any) -> Run:
+        def step(run: Run, now: tuple[jax.Array, jax.Array]) -> tuple[Run, None]:
+            (params, state), (rate, key) = run, now
+            tx = tx_of(rate, jax.random.key(0))  # a key matters to `init` alone
+            batch = problem.sample(data, key, problem.batch_size)
+            updates, state = tx.update(None, state, params, batch=batch)
+            return Run(optax.apply_updates(params, updates), state), None
+
+        return jax.lax.scan(step, run, (rates, keys))[0]
+
     return Learner(
-        init=lambda keys: one_by_one(init, keys),
+        start=jax.jit(jax.vmap(start))(networks.params, keys),
         advance=jax.jit(jax.vmap(advance, in_axes=(0, 0, 0, None))),
-        score=jax.jit(jax.vmap(score, in_axes=(0, None))),
+        score=networks.score,
     )
 
 
@@ -131,22 +150,19 @@ def learned(learner: Learner, row: Row, problem: Problem, budget: Budget) -> Out
         problem: what is learned.
         budget: what every row gets.
     """
-    root = jax.random.key(budget.seed)
-    param_keys, data_keys, trial_keys = jax.random.split(root, (3, budget.seeds))
-    start = learner.init(param_keys)
-    rate, tried = choose(learner, row, problem, budget, start, trial_keys[:1])
-    rates = jnp.array([rate] * budget.seeds)
-    run, tests, seconds = start, [learner.score(start.params, problem.test)], 0.0
-    for check in range(budget.checks):
-        keys = segment_keys(data_keys, check, problem.updates // budget.checks)
-        begin = time.perf_counter()
-        run = jax.block_until_ready(learner.advance(run, rates, keys, problem.data))
-        seconds += time.perf_counter() - begin
+    rate, tried = choose(learner, row, problem, budget)
+    _, _, keys = keys_of(budget)
+    segment = problem.updates // budget.checks
+    tests, seconds = [learner.score(learner.start.params, problem.test)], 0.0
+    last = time.perf_counter()
+    for run in segments(learner, problem, [rate] * budget.seeds, keys, segment, budget.checks):
+        seconds += time.perf_counter() - last
         tests.append(learner.score(run.params, problem.test))
+        last = time.perf_counter()
     return Outcome(
         rate=rate,
         tried=tried,
-        steps=np.arange(budget.checks + 1) * (problem.updates // budget.checks),
+        steps=np.arange(budget.checks + 1) * segment,
         test=np.stack([np.asarray(found[:, 0]) for found in tests], axis=1),
         also=np.asarray(tests[-1][:, 1]),
         seconds=seconds,
@@ -154,23 +170,23 @@ def learned(learner: Learner, row: Row, problem: Problem, budget: Budget) -> Out
 
 
 def choose(
-    learner: Learner, row: Row, problem: Problem, budget: Budget, start: Run, key: jax.Array
+    learner: Learner, row: Row, problem: Problem, budget: Budget
 ) -> tuple[float, dict[float, float]]:
     """The best of the row's learning rates, and the loss of each on `valid`.
 
     As many are tried at a time as there are seeds, and while the best lies at an edge, more beyond.
     """
-    seeds, tried, ahead = budget.seeds, {}, row.rates
-    first = jax.tree.map(lambda a: jnp.broadcast_to(a[:1], a.shape), start)
-    best = ahead[0]
+    count, segment = budget.seeds, problem.updates // budget.checks
+    key = jax.random.fold_in(keys_of(budget)[2][0], 1)
+    keys = jnp.stack([key] * count)
+    first = jax.tree.map(lambda a: jnp.stack([a[0]] * count), learner.start)
+    alike = learner._replace(start=first)
+    tried: dict[float, float] = {}
+    best, ahead = row.rates[0], row.rates
     while ahead and len(tried) < MOST_RATES:
-        for at in range(0, len(ahead), seeds):
-            some = [*ahead[at : at + seeds], *ahead[:1] * seeds][:seeds]
-            run = first
-            for check in range(math.ceil(budget.checks / 2)):
-                keys = segment_keys(key, check, problem.updates // budget.checks)
-                keys = jnp.broadcast_to(keys, (seeds, *keys.shape[1:]))
-                run = learner.advance(run, jnp.array(some), keys, problem.data)
+        for at in range(0, len(ahead), count):
+            some = [*ahead[at : at + count], *ahead[:1] * count][:count]
+            *_, run = segments(alike, problem, some, keys, segment, math.ceil(budget.checks / 2))
             values = learner.score(run.params, problem.valid)[:, 0]
             tried |= dict(zip(some, values.tolist(), strict=True))
         best = min(tried, key=lambda rate: np.nan_to_num(tried[rate], nan=math.inf))
@@ -178,9 +194,31 @@ def choose(
     return best, dict(sorted(tried.items()))
 
 
-def segment_keys(keys: jax.Array, check: int, updates: int) -> jax.Array:
+def segments(
+    learner: Learner,
+    problem: Problem,
+    rates: Sequence[float],
+    keys: jax.Array,
+    segment: int,
+    count: int,
+) -> Iterator[Run]:
+    """So many segments of so many updates each, while the learning rates fall to 0 on a line."""
+    run = learner.start
+    for number in range(count):
+        left = 1 - (number * segment + np.arange(segment)) / (count * segment)
+        now = jnp.asarray(np.outer(rates, left), jnp.float32)
+        run = learner.advance(run, now, batch_keys(keys, number, segment), problem.data)
+        yield jax.block_until_ready(run)
+
+
+def batch_keys(keys: jax.Array, number: int, updates: int) -> jax.Array:
     """The keys of a segment's batches, [S, updates]."""
-    return jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, check), updates))(keys)
+    return jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, number), updates))(keys)
+
+
+def keys_of(budget: Budget) -> jax.Array:
+    """Of networks, of rules and of data, [3, S]."""
+    return jax.random.split(jax.random.key(budget.seed), (3, budget.seeds))
 
 
 def compete(
@@ -197,18 +235,24 @@ def compete(
     Returns:
         For each problem the outcomes by row.
     """
-    total = len(names) * len(problems)
+    param_keys, rule_keys, _ = keys_of(budget)
+    rows = {name: ROWS[name] for name in names}
+    networks = {
+        row.cell: make_networks(row, problems[0], param_keys)
+        for row in {row.cell: row for row in rows.values()}.values()
+    }
     with (
         ThreadPoolExecutor(workers) as pool,
-        tqdm(total=total, unit="row", desc=problems[0].name) as bar,
+        tqdm(total=len(rows) * len(problems), unit="row", desc=problems[0].name) as bar,
     ):
 
-        def one(name: str) -> list[Outcome]:
-            learner, found = make_learner(ROWS[name], problems[0]), []
+        def one(row: Row) -> list[Outcome]:
+            learner = make_learner(row, problems[0], networks[row.cell], rule_keys)
+            found = []
             for problem in problems:
-                found.append(learned(learner, ROWS[name], problem, budget))
+                found.append(learned(learner, row, problem, budget))
                 bar.update()
             return found
 
-        found = dict(zip(names, pool.map(one, names), strict=True))
-    return [{name: found[name][k] for name in names} for k in range(len(problems))]
+        found = dict(zip(rows, pool.map(one, rows.values()), strict=True))
+    return [{name: each[k] for name, each in found.items()} for k in range(len(problems))]
