@@ -1,8 +1,8 @@
 """Learning: a row on a problem, all its seeds in one jitted function. Letters: S seeds, C checks.
 
 Every row has the same networks and batches, the same number of updates, learning rates that fall to
-0 on a line, and the same search for the first of them: one run of the first seed's network for
-each, half as long, on other batches, judged by `valid`.
+0 on a line, and the same search for the first of them: whole runs at three, and beyond an edge,
+judged by `valid`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from experiments.perturbation.rows import ROWS, Row
 from experiments.ptncn.learner import beyond
 from experiments.train import Run, one_by_one
 
-MOST_RATES = 15  # that are tried, if the best is an edge
+MOST_RATES = 8  # that are tried, if the best is an edge
 
 
 class Budget(NamedTuple):
@@ -76,7 +76,8 @@ class Outcome(NamedTuple):
 
     Attributes:
         rate: the learning rate that was chosen.
-        tried: by learning rate, the loss on `valid` after half the updates.
+        valid: its mean loss on `valid` at the end.
+        tried: those of all learning rates.
         steps: [C + 1] updates made at each check.
         test: [S, C + 1] the loss at each check.
         also: [S] what else is reported, at the end.
@@ -84,6 +85,7 @@ class Outcome(NamedTuple):
     """
 
     rate: float
+    valid: float
     tried: dict[float, float]
     steps: np.ndarray
     test: np.ndarray
@@ -142,7 +144,10 @@ def make_learner(row: Row, problem: Problem, networks: Networks, keys: jax.Array
 
 
 def learned(learner: Learner, row: Row, problem: Problem, budget: Budget) -> Outcome:
-    """Chooses a learning rate, trains all seeds, and tests them.
+    """Trains all seeds at each of the row's learning rates, and tests those of the best.
+
+    The best is that of the least mean loss on `valid`; while it lies at an edge, one more is tried
+    beyond.
 
     Args:
         learner: made of the row, and of this problem or of one of the same shapes.
@@ -150,18 +155,30 @@ def learned(learner: Learner, row: Row, problem: Problem, budget: Budget) -> Out
         problem: what is learned.
         budget: what every row gets.
     """
-    rate, tried = choose(learner, row, problem, budget)
-    _, _, keys = keys_of(budget)
-    segment = problem.updates // budget.checks
-    tests, seconds = [learner.score(learner.start.params, problem.test)], 0.0
+    found: dict[float, Outcome] = {}
+    best, ahead = row.rates[0], row.rates
+    while ahead and len(found) < MOST_RATES:
+        for rate in ahead:
+            found[rate] = trained(learner, problem, budget, rate)
+        best = min(found, key=lambda rate: np.nan_to_num(found[rate].valid, nan=math.inf))
+        ahead = beyond(sorted(found), best, 1)
+    tried = {rate: found[rate].valid for rate in sorted(found)}
+    return found[best]._replace(tried=tried)
+
+
+def trained(learner: Learner, problem: Problem, budget: Budget, rate: float) -> Outcome:
+    """One run of all seeds."""
+    segment, run = problem.updates // budget.checks, learner.start
+    tests, seconds = [learner.score(run.params, problem.test)], 0.0
     last = time.perf_counter()
-    for run in segments(learner, problem, [rate] * budget.seeds, keys, segment, budget.checks):
+    for run in segments(learner, problem, [rate] * budget.seeds, keys_of(budget)[2], budget):
         seconds += time.perf_counter() - last
         tests.append(learner.score(run.params, problem.test))
         last = time.perf_counter()
     return Outcome(
         rate=rate,
-        tried=tried,
+        valid=float(learner.score(run.params, problem.valid)[:, 0].mean()),
+        tried={},
         steps=np.arange(budget.checks + 1) * segment,
         test=np.stack([np.asarray(found[:, 0]) for found in tests], axis=1),
         also=np.asarray(tests[-1][:, 1]),
@@ -169,43 +186,13 @@ def learned(learner: Learner, row: Row, problem: Problem, budget: Budget) -> Out
     )
 
 
-def choose(
-    learner: Learner, row: Row, problem: Problem, budget: Budget
-) -> tuple[float, dict[float, float]]:
-    """The best of the row's learning rates, and the loss of each on `valid`.
-
-    As many are tried at a time as there are seeds, and while the best lies at an edge, more beyond.
-    """
-    count, segment = budget.seeds, problem.updates // budget.checks
-    key = jax.random.fold_in(keys_of(budget)[2][0], 1)
-    keys = jnp.stack([key] * count)
-    first = jax.tree.map(lambda a: jnp.stack([a[0]] * count), learner.start)
-    alike = learner._replace(start=first)
-    tried: dict[float, float] = {}
-    best, ahead = row.rates[0], row.rates
-    while ahead and len(tried) < MOST_RATES:
-        for at in range(0, len(ahead), count):
-            some = [*ahead[at : at + count], *ahead[:1] * count][:count]
-            *_, run = segments(alike, problem, some, keys, segment, math.ceil(budget.checks / 2))
-            values = learner.score(run.params, problem.valid)[:, 0]
-            tried |= dict(zip(some, values.tolist(), strict=True))
-        best = min(tried, key=lambda rate: np.nan_to_num(tried[rate], nan=math.inf))
-        ahead = beyond(sorted(tried), best, len(row.rates))
-    return best, dict(sorted(tried.items()))
-
-
 def segments(
-    learner: Learner,
-    problem: Problem,
-    rates: Sequence[float],
-    keys: jax.Array,
-    segment: int,
-    count: int,
+    learner: Learner, problem: Problem, rates: Sequence[float], keys: jax.Array, budget: Budget
 ) -> Iterator[Run]:
-    """So many segments of so many updates each, while the learning rates fall to 0 on a line."""
-    run = learner.start
-    for number in range(count):
-        left = 1 - (number * segment + np.arange(segment)) / (count * segment)
+    """The runs at each check, while their learning rates [S] fall to 0 on a line."""
+    run, segment = learner.start, problem.updates // budget.checks
+    for number in range(budget.checks):
+        left = 1 - (number * segment + np.arange(segment)) / problem.updates
         now = jnp.asarray(np.outer(rates, left), jnp.float32)
         run = learner.advance(run, now, batch_keys(keys, number, segment), problem.data)
         yield jax.block_until_ready(run)

@@ -46,7 +46,7 @@ def sampler(window: Window) -> Callable[[Series, jax.Array, int], Batch]:
     def sample(series: Series, key: jax.Array, batch_size: int) -> Batch:
         last = len(series.targets) - window.steps
         starts = jax.random.randint(key, (batch_size,), 0, last + 1)
-        at = starts[:, None] + jnp.arange(window.steps)
+        at = starts[:, None] + jnp.arange(window.steps)[None]
         return _batch(series.inputs[at], series.targets[at], window)
 
     return sample
