@@ -18,8 +18,8 @@ FOOTNOTE = f"""\
 test         loss on held-out sequences after training (squared error; recall: cross-entropy, nats):
              mean ± standard deviation of seeds
 rate         the first, chosen by a validation set; the grid goes on where the best is an edge
-to BPTT's    median of seeds: updates until the test loss is {NEAR} times BPTT's last, or a hundredth
-             of the first floor if that is more; - where most never got there
+to BPTT's    median of seeds: updates until the test loss is {NEAR} times BPTT's last, or a
+             hundredth of the first floor if that is more; - where most never got there
 to its own   until it is {SETTLED} times what it is at the end: how soon it stopped
 ms           an update of all seeds at once; other rows may have run beside it"""
 
