@@ -39,7 +39,7 @@ from localgrad import Batch
 
 Score = Callable[[jax.Array, Batch], jax.Array]
 HELD_OUT = 512  # sequences of `valid` and of `test`, where they are drawn
-SIZES = (8, 32, 128)  # numbers of units of `ahead`
+SIZES = (8, 32, 64)  # numbers of units of `ahead`
 DELAY = 15  # steps of Mackey-Glass
 WINDOW = Window(steps=40, washout=20)
 DAY = Window(steps=48, washout=24)
@@ -177,7 +177,7 @@ def copy(seed: int, updates: int, *, length: int = 5, delay: int = 3, symbols: i
         title=f"copy: {length} of {symbols} symbols, {delay} steps of pause",
         units=32,
         outputs=symbols + 2,
-        batch_size=32,
+        batch_size=16,
         updates=updates,
         loss=optax.squared_error,
         data=None,
@@ -248,7 +248,7 @@ def _series(
         title=title,
         units=units,
         outputs=1,
-        batch_size=16,
+        batch_size=8,
         updates=updates,
         loss=optax.squared_error,
         data=jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), cut[0]),
