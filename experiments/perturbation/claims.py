@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from experiments.claims import Claim
-from experiments.perturbation.learner import Outcome
 from experiments.perturbation.report import Panel
+from experiments.perturbation.rows import MANY, SAMPLED
 from experiments.perturbation.variance import KINDS, Point, over, slope
 
 CLOSE, ERRORS = 0.05, 3.0  # of theory; or so many standard errors
 FLAT, STEEP = 0.1, 0.8  # exponents of T
+QUARTER, HALF = 0.25, 0.5
+Names = Sequence[str]
+ONE = ("np_causal", "wp")
+BLIND = ("np_step", "anp_step", "readout_only")
+HORIZON = ("tbptt1", *BLIND)
 
 
 def of_variance(points: Sequence[Point]) -> list[Claim]:
@@ -57,18 +62,65 @@ def _at(points: Sequence[Point], kind: str, other: Point) -> Point:
 
 
 def of_panel(panel: Panel) -> list[Claim]:
-    """What is claimed of a problem, if there is something."""
-    return []
+    """What is claimed of a problem, as far as its rows are there."""
+    name, last = panel.problem.name, {k: o.final.mean() for k, o in panel.outcomes.items()}
+    said = []
+    if name in ("sign", "recall"):
+        title = f"{name}: causal credit does better than step credit and a readout alone"
+        said.append(_less(f"{title}, one sample", last, ONE, BLIND, 1))
+        said.append(_less(f"{title} by half, {MANY} samples", last, SAMPLED, HORIZON, HALF))
+    if name in ("ahead", "behind"):
+        title = f"{name}: causal credit, {MANY} samples, does better than step credit"
+        said.append(_less(title, last, SAMPLED, HORIZON, 1))
+        title = f"{name}: the published rule is ten times as far off as BPTT"
+        said.append(_less(title, last, ("bptt",), ("published",), 0.1))
+        title = f"{name}: and farther off than the gradient that it estimates, TBPTT(1)"
+        said.append(_less(title, last, ("tbptt1",), ("published",), 1))
+    if name == "ahead":
+        floors = {"filter": panel.problem.floors["linear filter, 20 taps"]}
+        title = "ahead: one sample of causal credit is half as far off as the best linear filter"
+        said.append(_less(title, last | floors, ONE, ("filter",), HALF))
+    for one, many in zip(ONE, SAMPLED, strict=True):
+        if name in ("sign", "recall", "ahead", "behind"):
+            title = f"{name}: {MANY} samples of {one.partition('_')[0].upper()} do better than one"
+            said.append(_less(title, last, (many,), (one,), 1))
+    if name != "copy" and {"published", "published_readout"} <= {*last}:
+        share = last["published"] / last["published_readout"]
+        said.append(
+            Claim(
+                f"{name}: the published rule is within a quarter of its readout learning alone",
+                f"{share:.2f} of its loss",
+                abs(share - 1) <= QUARTER,
+            )
+        )
+    return [claim for claim in said if claim is not None]
+
+
+def _less(
+    text: str, last: Mapping[str, float], low: Names, high: Names, share: float
+) -> Claim | None:
+    """That the worst of some rows is less than a share of the best of others; None without them."""
+    if not {*low, *high} <= {*last}:
+        return None
+    ours, theirs = {k: last[k] for k in low}, {k: last[k] for k in high}
+    measured = ", ".join(f"{k} {v:.3g}" for k, v in (ours | theirs).items())
+    return Claim(text, measured, max(ours.values()) < share * min(theirs.values()))
 
 
 def of_units(panels: Sequence[Panel]) -> list[Claim]:
-    """What is claimed of the number of units."""
-    return []
-
-
-def _less(text: str, low: Mapping[str, Outcome], high: Mapping[str, Outcome]) -> Claim:
-    """That the worst mean of some rows is less than the best of others."""
-    ours = {name: outcome.final.mean() for name, outcome in low.items()}
-    theirs = {name: outcome.final.mean() for name, outcome in high.items()}
-    measured = ", ".join(f"{k} {v:.4g}" for k, v in (ours | theirs).items())
-    return Claim(text, measured, max(ours.values()) < min(theirs.values()))
+    """What is claimed of the number of units, if the rows are there."""
+    least, most = panels[0], panels[-1]
+    names = [name for name in ("bptt", "published") if name in least.outcomes]
+    shares = {
+        name: most.outcomes[name].final.mean() / least.outcomes[name].final.mean() for name in names
+    }
+    if "published" not in shares:
+        return []
+    sizes = f"from {least.problem.units} to {most.problem.units} units"
+    return [
+        Claim(
+            f"units: {sizes} BPTT's loss falls by half and more, the published rule's does not",
+            ", ".join(f"{name} to {share:.2f} of it" for name, share in shares.items()),
+            shares["bptt"] < HALF < shares["published"],
+        )
+    ]
