@@ -35,6 +35,7 @@ STYLES: dict[str, dict[str, Any]] = {
     "published": {"color": RED},
     "published_readout": {"color": GREY, "linestyle": STEP},
 }
+EXACT = 1e-6  # a floor below is no rival
 LARGEST = 10.0  # times the first loss; a curve that leaves for good is cut there
 
 
@@ -58,7 +59,7 @@ def variance(points: Sequence[Point], path: Path) -> None:
 
 
 def curves(panels: Sequence[Panel], path: Path) -> None:
-    """Test loss over updates, median of seeds; the lowest floor is dotted."""
+    """Test loss over updates, median of seeds; dotted: a constant, and the best floor not exact."""
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
     figure, axes = _grid(rows, columns, width=3.6)
@@ -70,19 +71,21 @@ def curves(panels: Sequence[Panel], path: Path) -> None:
             middle = np.median(np.minimum(np.nan_to_num(outcome.test, nan=np.inf), 1e9), axis=0)
             shown = np.where(middle < LARGEST * first, middle, np.nan)
             axis.plot(outcome.steps, shown, label=ROWS[name].label, **STYLES.get(name, {}))
-        for label, value in problem.floors.items():
-            if value > 1e-6:
-                axis.axhline(value, color=GREY, linewidth=0.8, linestyle=":")
-                spot = (1.0, value)
-                axis.annotate(
-                    label,
-                    spot,
-                    xycoords=("axes fraction", "data"),
-                    fontsize=6,
-                    color=GREY,
-                    horizontalalignment="right",
-                    verticalalignment="bottom",
-                )
+        constant, *others = problem.floors.items()
+        best = min(
+            (each for each in others if each[1] > EXACT), key=lambda each: each[1], default=constant
+        )
+        for label, value in {constant, best}:
+            axis.axhline(value, color=GREY, linewidth=0.8, linestyle=":")
+            axis.annotate(
+                label,
+                (1.0, value),
+                xycoords=("axes fraction", "data"),
+                fontsize=7,
+                color=GREY,
+                horizontalalignment="right",
+                verticalalignment="bottom",
+            )
         axis.set_title(problem.title.split(";")[0].split(": ")[0], fontsize=9)
         axis.set(yscale="log", xlabel="updates")
     for row in axes:
@@ -91,15 +94,16 @@ def curves(panels: Sequence[Panel], path: Path) -> None:
 
 
 def units(panels: Sequence[Panel], path: Path) -> None:
-    """Final loss over the number of units, mean and standard deviation of seeds."""
+    """Final loss over the number of units: mean, least and greatest of seeds."""
     figure, axes = _grid(1, 1, width=4.6)
     axis = axes[0, 0]
     sizes = [panel.problem.units for panel in panels]
     for name in panels[0].outcomes:
         found = [panel.outcomes[name].final for panel in panels]
-        means, spreads = [f.mean() for f in found], [f.std() for f in found]
+        means = np.array([f.mean() for f in found])
+        spans = np.abs(np.array([[f.min() for f in found], [f.max() for f in found]]) - means)
         axis.errorbar(
-            sizes, means, spreads, label=ROWS[name].label, capsize=2, marker="o", **STYLES[name]
+            sizes, means, spans, label=ROWS[name].label, capsize=2, marker="o", **STYLES[name]
         )
     axis.set(xscale="log", yscale="log", xlabel="units", ylabel="test loss")
     axis.set_xticks(sizes, [str(size) for size in sizes])
