@@ -59,7 +59,7 @@ def variance(points: Sequence[Point], path: Path) -> None:
 
 
 def curves(panels: Sequence[Panel], path: Path) -> None:
-    """Test loss over updates, median of seeds; dotted: a constant, and the best floor not exact."""
+    """Test loss over updates, median of seeds; dotted: the best floor that is not exact."""
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
     figure, axes = _grid(rows, columns, width=3.6)
@@ -71,21 +71,18 @@ def curves(panels: Sequence[Panel], path: Path) -> None:
             middle = np.median(np.minimum(np.nan_to_num(outcome.test, nan=np.inf), 1e9), axis=0)
             shown = np.where(middle < LARGEST * first, middle, np.nan)
             axis.plot(outcome.steps, shown, label=ROWS[name].label, **STYLES.get(name, {}))
-        constant, *others = problem.floors.items()
-        best = min(
-            (each for each in others if each[1] > EXACT), key=lambda each: each[1], default=constant
+        rivals = [each for each in problem.floors.items() if each[1] > EXACT]
+        label, value = min(rivals, key=lambda each: each[1])
+        axis.axhline(value, color=GREY, linewidth=0.8, linestyle=":")
+        axis.annotate(
+            label,
+            (1.0, value),
+            xycoords=("axes fraction", "data"),
+            fontsize=7,
+            color=GREY,
+            horizontalalignment="right",
+            verticalalignment="bottom",
         )
-        for label, value in {constant, best}:
-            axis.axhline(value, color=GREY, linewidth=0.8, linestyle=":")
-            axis.annotate(
-                label,
-                (1.0, value),
-                xycoords=("axes fraction", "data"),
-                fontsize=7,
-                color=GREY,
-                horizontalalignment="right",
-                verticalalignment="bottom",
-            )
         axis.set_title(problem.title.split(";")[0].split(": ")[0], fontsize=9)
         axis.set(yscale="log", xlabel="updates")
     for row in axes:

@@ -16,7 +16,7 @@ from experiments import perturbation
 from experiments.__main__ import main
 from experiments.claims import Claim
 from experiments.datasets import mackey_glass, scaled, weather
-from experiments.perturbation import claims, learner, moments, problems, report, variance
+from experiments.perturbation import claims, learner, moments, problems, report, series, variance
 from experiments.perturbation.rows import ROWS, Row
 from experiments.perturbation.windows import (
     Series,
@@ -44,12 +44,12 @@ def ramp(rows=50):
 
 
 def test_mackey_glass_has_the_variance_and_the_memory_of_the_equation():
-    series = mackey_glass(3000, seed=1)
-    assert np.array_equal(series, mackey_glass(3000, seed=1))
-    assert not np.array_equal(series, mackey_glass(3000, seed=2))
-    x = np.arctanh(series) + 1
+    chaos = mackey_glass(3000, seed=1)
+    assert np.array_equal(chaos, mackey_glass(3000, seed=1))
+    assert not np.array_equal(chaos, mackey_glass(3000, seed=2))
+    x = np.arctanh(chaos) + 1
     assert 0.2 < x.min() and x.max() < 1.4  # its attractor at a delay of 17
-    assert abs(series.var() - 0.0466) < 0.002
+    assert abs(chaos.var() - 0.0466) < 0.002
     # dx/dt + 0.1 x is a function of x(t - 17) alone, but for the steps of Euler and of the sample.
     slope = (x[19:] - x[17:-2]) / 2
     past = x[1:-18]
@@ -86,13 +86,13 @@ def test_a_linear_filter_finds_a_filter_that_is_there():
 
 
 def test_the_published_direction_of_mackey_glass_is_a_delay_line():
-    there, back = problems.ahead(0, 20), problems.behind(0, 20)
+    there, back = series.ahead(0, 20), series.behind(0, 20)
     assert back.floors["linear filter, 20 taps"] < 1e-9
     assert 0.009 < there.floors["linear filter, 20 taps"] < 0.013
     assert there.floors["linear filter, 20 taps"] < there.floors["linear, of now"]
     for problem in (there, back):
         assert abs(problem.floors["mean in training"] - 0.0466) < 0.003
-        lag = problems.DELAY if problem is there else -problems.DELAY
+        lag = series.DELAY if problem is there else -series.DELAY
         x, d = np.asarray(problem.test.inputs)[0, :, 0], np.asarray(problem.test.targets)[0, :, 0]
         shown = x[lag:], d[:-lag]
         if lag < 0:
@@ -148,7 +148,7 @@ def test_the_real_weather_has_the_known_floors(monkeypatch):
     monkeypatch.setenv("LOCALGRAD_DATA", str(REAL))
     table = weather(None)
     assert table.values.shape == (35064, 9)
-    hours = {h: problems.forecast(0, 20, h, Path(str(REAL))) for h in problems.HOURS}
+    hours = {h: series.forecast(0, 20, h, Path(str(REAL))) for h in series.HOURS}
     for h, known in ((1, 0.000598), (24, 0.00582), (48, 0.01083)):  # on rows that differ a little
         assert hours[h].floors["what is now"] == pytest.approx(known, rel=0.1)
         assert hours[h].test.inputs.shape == hours[1].test.inputs.shape
@@ -287,7 +287,7 @@ def test_a_variance_that_is_not_theorys_fails_its_claim():
 
 @pytest.mark.long
 def test_a_short_run_learns_prints_and_draws(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(problems, "SIZES", (4, 8))
+    monkeypatch.setattr(series, "SIZES", (4, 8))
     config = perturbation.Config(
         parts=("credit", "weather", "units"),
         rows=("bptt", "anp_step"),
