@@ -38,9 +38,10 @@ class Config:
     the gradient of a window. Prints tables and claims, of which any that fails ends the command
     with an error; writes results.json and figures.
 
-    `python -m experiments perturbation --data-dir DIR` takes MINUTES. Test losses of BPTT; of NP, and
-    of WP, with one and with 16 samples; of ANP by step; of the published rule: sign .0000; .012,
-    .0001; .11, .001; .49; .86. recall .04; .47, .24; .84, .07; 1.10; 1.37. Mackey-Glass ahead
+    `python -m experiments perturbation --data-dir DIR` takes 16 minutes on one core. Test losses
+    of BPTT; of NP, and of WP, with one and with 16 samples; of ANP by step; of the published rule:
+    sign .0000; .012, .0001; .11, .001; .49; .86. recall .04; .47, .24; .84, .07; 1.10; 1.37.
+    Mackey-Glass ahead
     .00004; .0017, .0001; .0019, .0006; .0026; .0092 (linear filter .0108), and behind .0001; .0031,
     .0005; .0025, .0007; .0069; .0045 (0). copy .011; .033, .025; .043, .033; .033; .031 (each
     step's mean .034). Weather, with one sample alone: 1 h .0005; .0019; .0037; .0012; .0041 (linear

@@ -23,7 +23,7 @@ import localgrad
 from experiments.deep.trials import crossing
 from experiments.perturbation.problems import Problem
 from experiments.perturbation.rows import ROWS, Row
-from experiments.ptncn.learner import beyond
+from experiments.ptncn.training import beyond
 from experiments.train import Run, one_by_one
 
 MOST_RATES = 8  # that are tried, if the best is an edge

@@ -13,6 +13,7 @@ import localgrad
 
 SCALE = 1e-3  # of all noise, as published; loss differences still have four digits in float32
 CLIP = 1.0
+ETA = 1e-3  # of decorrelation, beside all learning rates of weights; better than 1e-2
 ADAM = (1e-3, 3e-3, 1e-2)
 SGD = (3e-3, 1e-2, 3e-2)
 Loss = Callable[[jax.Array, jax.Array], jax.Array]
@@ -65,6 +66,25 @@ def _weights(samples: int) -> Make:
     )
 
 
+def decorrelated(units: int) -> nn.RNNCellBase:
+    """The same cell, with decorrelated states."""
+    return localgrad.DecorrelatedCell(nn.SimpleCell(units))
+
+
+def _decorrelating(label: str, make: Make) -> Row:
+    """A rule with decorrelation beside it."""
+    labels = localgrad.label_decorrelation
+
+    def rule(model: Any, loss: Loss, key: jax.Array) -> localgrad.LearningRule:
+        plain = localgrad.decorrelation(model, loss)
+        return localgrad.mix({"weights": make(model, loss, key), "decorrelation": plain}, labels)
+
+    def optimizer(rate: Any) -> optax.GradientTransformation:
+        return optax.partition({"weights": adam(rate), "decorrelation": optax.sgd(ETA)}, labels)
+
+    return Row(label, rule, optimizer, cell=decorrelated)
+
+
 MANY = 16  # samples
 ROWS: dict[str, Row] = {
     "bptt": Row("BPTT", lambda model, loss, key: localgrad.bptt(model, loss)),
@@ -79,6 +99,9 @@ ROWS: dict[str, Row] = {
     "anp_causal": Row("ANP, causal", _activity(credit="causal")),
     "np_step": Row("NP, step", _nodes(credit="step")),
     "anp_step": Row("ANP, step", _activity(credit="step")),
+    "dwp": _decorrelating("DWP", _weights(1)),
+    "dnp": _decorrelating("DNP, causal", _nodes(credit="causal")),
+    "danp": _decorrelating("DANP, causal", _activity(credit="causal")),
     "published": Row(
         "published ANP",
         _activity(credit="step", norm="fernandez2024", noise="gaussian"),
