@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from localgrad.core.contract.checks import require_updates
 from localgrad.core.contract.rule import Batch, LearningRule, Select
 from localgrad.core.contract.state import Member, as_member, require_own
-from localgrad.core.params import Path, leaves_of
+from localgrad.core.params import Path, flatten, leaves_of
 
 Labels = Any
 
@@ -51,15 +51,17 @@ def mix(rules: Mapping[str, LearningRule], labels: Labels) -> LearningRule:
             {"encoder": "noise", "cells_0": "local", "readout": "local"},
         )
 
-    It is a rule as any other: one `loss`, one carry, one state. Behind it, `optax.partition` gives
-    the groups learning rates of their own, by the same labels.
+    Credit ends at an encoder whose parameters are another rule's. It is a rule as any other: one
+    `loss` and one carry, which are the same for all its members, one state. Behind it,
+    `optax.partition` gives the groups learning rates of their own, by the same labels.
 
     *Estimates*, for each group, what its rule does. *Costs* what its rules cost together; a pass
     forward that two of them make alike, as `decorrelation` and the perturbation rules do, is made
     once. Rules that hold an influence hold it for all parameters.
 
     Args:
-        rules: by label, rules made with the same model, loss, `batch_size` and `reduction`.
+        rules: by label, rules made with the same model, loss, `batch_size` and `reduction` (where
+            they have one).
         labels: a tree of labels with the structure of the parameters, or of their upper levels; or
             a function of the parameters that returns one.
 
@@ -88,19 +90,18 @@ def mix(rules: Mapping[str, LearningRule], labels: Labels) -> LearningRule:
         >>> bool(jnp.allclose(updates["readout"]["kernel"], wanted["readout"]["kernel"], atol=1e-6))
         True
     """
-    rules = dict(rules)
-    _require_alike(rules)
+    rules = _alike(rules)
     narrowed = {
         label: rule.narrow(functools.partial(_paths, tuple(rules), labels, label))
         for label, rule in rules.items()
     }
-    first = next(iter(rules.values())).settings
-    shared = {name: first[name] for name in ("model", "loss")}
-    common = {name: first[name] for name in ("batch_size", "reduction")}
+    told = functools.reduce(lambda a, b: {**b, **a}, [rule.settings for rule in rules.values()])
+    shared = {name: told[name] for name in ("model", "loss")}
+    common = {name: told[name] for name in ("batch_size", "reduction") if name in told}
     advance = jax.jit(functools.partial(_advance, narrowed))
     return LearningRule(
         functools.partial(_init, narrowed),
-        functools.partial(_update, advance, first["batch_size"]),
+        functools.partial(_update, advance, told["batch_size"]),
         name="mix",
         settings={**shared, "rules": {label: r.name for label, r in rules.items()}, **common},
         credits=functools.partial(_credits, narrowed, labels),
@@ -114,8 +115,17 @@ def _not_within(select: Select) -> NoReturn:
     raise ValueError("mix takes no mix among its rules: list all rules in one.")
 
 
-def _require_alike(rules: dict[str, LearningRule]) -> None:
-    """Raises unless rules were made for the same model and the same calls."""
+COMMON = ("model", "loss", "batch_size", "reduction")
+
+
+def _alike(given: Any) -> dict[str, LearningRule]:
+    """The rules by label; raises unless they were made for the same model and the same calls."""
+    if not isinstance(given, Mapping):
+        raise ValueError(
+            f"rules must map labels to rules, as in {{'noise': ..., 'local': ...}}; got a "
+            f"{type(given).__name__}."
+        )
+    rules = dict(given)
     if len(rules) < 2:
         raise ValueError(f"mix needs two rules or more; got {list(rules)}. One rule goes alone.")
     (one, first), *others = rules.items()
@@ -126,29 +136,29 @@ def _require_alike(rules: dict[str, LearningRule]) -> None:
                 "optimizers behind the mix, as in optax.chain(mix, optax.adam(1e-3))."
             )
     for label, rule in others:
-        for name in ("model", "loss", "batch_size", "reduction"):
-            a, b = first.settings[name], rule.settings[name]
-            if a is not b and a != b:
+        for name in COMMON:
+            a, b = (r.settings.get(name) for r in (first, rule))
+            told = name in first.settings and name in rule.settings  # `force` has no reduction
+            if told and a is not b and a != b:
                 raise ValueError(
                     f"the rules of a mix must be made with the same {name}; rules[{one!r}] has "
                     f"{a!r}, rules[{label!r}] has {b!r}."
                 )
+    return rules
 
 
 def _labelled(names: tuple[str, ...], labels: Labels, params: Any) -> dict[Path, str]:
     """The label of each parameter."""
-    given = labels(params) if callable(labels) else labels
-    try:
-        each = jax.tree.map(
-            lambda label, below: jax.tree.map(lambda _: label, below), given, params
-        )
-    except ValueError as error:
-        raise ValueError(
-            f"labels do not fit the parameters, whose top level is {sorted(params)}: {error}"
-        ) from error
-    found = dict(zip(leaves_of(params), jax.tree.leaves(each), strict=True))
+    given, _ = flatten(labels(params) if callable(labels) else labels)
+    found = {path: _label(given, path) for path in leaves_of(params)}
+    for head in given:
+        if not any(path[: len(head)] == head for path in found):
+            raise ValueError(
+                f"labels name {'/'.join(head)}, which is no parameter; the upper level of the "
+                f"parameters is {sorted({path[0] for path in found})}."
+            )
     for path, label in found.items():
-        if label not in names:
+        if not isinstance(label, str) or label not in names:
             raise ValueError(
                 f"labels give {'/'.join(path)} the label {label!r}, for which there is no rule; "
                 f"rules has {list(names)}."
@@ -156,6 +166,18 @@ def _labelled(names: tuple[str, ...], labels: Labels, params: Any) -> dict[Path,
     for name in names:
         if name not in found.values():
             raise ValueError(f"labels give no parameter the label {name!r}: its rule learns none.")
+    return found
+
+
+def _label(given: dict[Path, Any], path: Path) -> Any:
+    """The label of a parameter, or of what it lies in."""
+    heads = [path[:n] for n in range(len(path), -1, -1)]
+    found = next((given[head] for head in heads if head in given), None)
+    if found is None:
+        raise ValueError(
+            f"labels have none for {'/'.join(path)}. They are a tree of labels, with the structure "
+            "of the parameters or of their upper levels, or a function that makes one of them."
+        )
     return found
 
 

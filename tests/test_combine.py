@@ -3,6 +3,7 @@
 import functools
 
 import chex
+import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -224,6 +225,76 @@ def test_parameters_of_nnx_are_labelled_by_a_function():
         )
 
 
+@pytest.mark.parametrize("make", [localgrad.eprop, localgrad.rtrl, localgrad.bptt])
+@pytest.mark.parametrize("batch_size", [None, B])
+def test_credit_ends_at_an_encoder_that_is_anothers(make, batch_size):
+    class Stern(nn.Module):
+        """A layer behind which nothing can be differentiated."""
+
+        @nn.compact
+        def __call__(self, x):
+            h = nn.Dense(IN, param_dtype=jnp.float64)(x)
+            # The thread that calls may not have float64 switched on.
+            shape = jax.ShapeDtypeStruct(h.shape, jnp.float32)
+            given = h.astype(jnp.float32)
+            signs = jax.pure_callback(np.sign, shape, given, vmap_method="expand_dims")
+            return signs.astype(h.dtype)
+
+    dense = functools.partial(nn.Dense, OUT, param_dtype=jnp.float64)
+    cell = nn.GRUCell(N, param_dtype=jnp.float64)
+    model = localgrad.Network((cell,), readout=dense(), encoder=Stern())
+    _, _, batch = network()
+    carry = model.initialize_carry(jax.random.key(0), (B, IN))
+    params = model.init(jax.random.key(0), carry, batch.inputs[:, 0])["params"]
+    # One that reads what the encoder gives; nothing else tells what the cell learns.
+    alone = localgrad.Network(model.cells, readout=model.readout)
+    encoded = Stern().apply({"params": params["encoder"]}, batch.inputs)
+    rest = {name: params[name] for name in ("cells_0", "readout")}
+    options = {"batch_size": batch_size}
+    wanted = updates_of(make(alone, optax.l2_loss, **options), rest, batch._replace(inputs=encoded))
+    rules = {
+        "noise": localgrad.weight_perturbation(model, optax.l2_loss, key=KEY, **options),
+        "local": make(model, optax.l2_loss, **options),
+    }
+    labels = {"encoder": "noise", "cells_0": "local", "readout": "local"}
+    found = updates_of(localgrad.mix(rules, labels), params, batch)
+    chex.assert_trees_all_close({name: found[name] for name in rest}, wanted, rtol=1e-9)
+
+
+def test_force_goes_with_a_rule_for_the_cell():
+    model, params, batch = network()
+    rules = {
+        "cells": localgrad.eprop(model, optax.l2_loss, batch_size=B),
+        "readout": localgrad.force(model, optax.l2_loss, batch_size=B),
+    }
+    labels = {"encoder": "cells", "cells_0": "cells", "readout": "readout"}
+    found = updates_of(localgrad.mix(rules, labels), params, batch)
+    for group, label in labels.items():
+        wanted = updates_of(rules[label], params, batch)[group]
+        chex.assert_trees_all_close(found[group], wanted, rtol=1e-12)
+
+
+def test_a_state_can_be_donated_and_stored():
+    model, params, batch = network()
+    noisy = [
+        localgrad.node_perturbation(model, optax.l2_loss, key=KEY, batch_size=B),
+        localgrad.weight_perturbation(model, optax.l2_loss, key=KEY, batch_size=B),
+    ]
+    labels = {"encoder": "a", "cells_0": "b", "readout": "b"}
+    rule = localgrad.mix(dict(zip("ab", noisy, strict=True)), labels)
+    step = jax.jit(lambda p, s, b: rule(p, s, b), donate_argnums=1)
+    _, state = step(params, rule.init(params), batch)
+    _, again = step(params, rule.init(params), batch)
+    chex.assert_trees_all_equal(state.carry, again.carry)
+    assert jax.random.key_data(KEY).shape == (2,), "the key is still the caller's"
+    plain = jax.tree.map(
+        lambda a: jax.random.key_data(a) if jnp.issubdtype(a.dtype, jax.dtypes.prng_key) else a,
+        state,
+    )
+    back = flax.serialization.from_bytes(plain, flax.serialization.to_bytes(plain))
+    chex.assert_trees_all_equal(back, plain)
+
+
 def test_what_does_not_fit_is_refused():
     model, params, batch = network()
     make = functools.partial(localgrad.eprop, model, optax.l2_loss)
@@ -253,8 +324,24 @@ def test_what_does_not_fit_is_refused():
         "no parameter the label 'b'": lambda: updates_of(
             localgrad.mix(two, lambda p: jax.tree.map(lambda _: "a", p)), params, batch
         ),
-        "labels do not fit .*'cells_0', 'encoder', 'readout'": lambda: updates_of(
+        "labels have none for encoder/bias": lambda: updates_of(
             localgrad.mix(two, {"cells_0": "a", "readout": "b"}), params, batch
+        ),
+        "labels name head, which is no parameter; .*'cells_0', 'encoder', 'readout'": (
+            lambda: updates_of(localgrad.mix(two, {**LABELS, "head": "a"}), params, batch)
+        ),
+        "cells_0/alpha the label 1, for which": lambda: updates_of(
+            localgrad.mix(two, {**LABELS, "cells_0": 1}), params, batch
+        ),
+        "rules must map labels to rules.*got a list": lambda: localgrad.mix([exact, local], {}),
+        "cannot be mixed: .*the network itself is noisy": lambda: localgrad.mix(
+            {
+                "a": local,
+                "b": localgrad.node_perturbation(
+                    model, optax.l2_loss, key=KEY, baseline="running_mean"
+                ),
+            },
+            {},
         ),
         "readout_only is to learn cells_0/alpha, which it leaves as it is": lambda: updates_of(
             localgrad.mix(

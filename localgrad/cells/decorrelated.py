@@ -6,6 +6,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from localgrad.core.model.decorrelation import Decorrelation
 
@@ -22,12 +23,13 @@ class DecorrelatedCell(nn.RNNCellBase):
     `localgrad.decorrelation`; `localgrad.mix` puts that beside a rule for the weights.
 
     Args:
-        cell: a Flax Linen cell whose carry is one array [B, N]. What it leaks or keeps of its state
-            it keeps of the decorrelated one.
+        cell: a Flax Linen cell whose carry is one array [B, N], which is its output too. What it
+            leaks or keeps of its state it keeps of the decorrelated one.
         inputs: whether its input [B, I] is decorrelated too.
 
     Raises:
-        ValueError: for a carry of several arrays, such as an LSTM's.
+        ValueError: for what is no Linen cell, for a carry of several arrays, such as an LSTM's, and
+            for an output that is not the carry.
 
     Example:
         >>> import flax.linen as nn, jax, jax.numpy as jnp, localgrad
@@ -47,21 +49,33 @@ class DecorrelatedCell(nn.RNNCellBase):
     cell: nn.Module
     inputs: bool = False
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.cell, nn.Module) or not hasattr(self.cell, "initialize_carry"):
+            raise ValueError(
+                f"cell must be a Flax Linen cell; got {type(self.cell).__name__}. A layer without "
+                "a carry, or an NNX module, takes a matrix of its own in your code."
+            )
+        super().__post_init__()
+
     @nn.compact
     def __call__(self, carry: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         """One step: `(s [B, N], x [B, I]) -> (s, s)`."""
         if self.inputs:
             x = self._layer("input")(x)
         inner: Any = self.cell
-        carry, _ = inner(carry, x)
-        state = self._layer("state")(carry)
+        carry, y = inner(carry, x)
+        if y is not carry:
+            raise ValueError(
+                f"cell must give its carry as its output; {type(inner).__name__} gives another, "
+                "which would be lost. Put a localgrad.Decorrelation where it belongs in a cell of "
+                "your own."
+            )
+        state = self._layer("state")(carry).astype(carry.dtype)
         return state, state
 
     def _layer(self, name: str) -> Decorrelation:
-        """A matrix in the dtypes of the cell's own layers."""
-        dtypes = {key: getattr(self.cell, key, None) for key in ("dtype", "param_dtype")}
-        given = {key: dtype for key, dtype in dtypes.items() if dtype is not None}
-        return Decorrelation(name=name, **given)
+        """A matrix in the dtype of the cell's own parameters."""
+        return Decorrelation(name=name, param_dtype=getattr(self.cell, "param_dtype", jnp.float32))
 
     @nn.nowrap
     def initialize_carry(self, rng: jax.Array, input_shape: tuple[int, ...]) -> jax.Array:
@@ -70,9 +84,9 @@ class DecorrelatedCell(nn.RNNCellBase):
         carry = inner.initialize_carry(rng, input_shape)
         if not hasattr(carry, "shape"):
             raise ValueError(
-                f"cell must have one array as its carry; got {type(inner).__name__}, whose carry "
-                f"holds {len(jax.tree.leaves(carry))}. Put a localgrad.Decorrelation where it "
-                "belongs in a cell of your own."
+                f"cell must have one array as its carry; that of {type(inner).__name__} is a "
+                f"{type(carry).__name__} of {len(jax.tree.leaves(carry))}. Put a "
+                "localgrad.Decorrelation where it belongs in a cell of your own."
             )
         return carry
 

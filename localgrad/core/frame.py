@@ -91,6 +91,7 @@ class Recipe(NamedTuple):
         inspect: `batch` raises for what only numbers tell; numbers may be traced, and then do not.
         advice: which rule takes less memory, if this one takes much.
         observes: whether it corrects the carries of models that look at their targets.
+        lone: why its carry is no other rule's, so that it cannot be mixed; or empty.
     """
 
     name: str
@@ -109,6 +110,7 @@ class Recipe(NamedTuple):
     inspect: Callable[[Any], None] = lambda batch: None
     advice: str = ""
     observes: bool = False
+    lone: str = ""
 
 
 class Setup(NamedTuple):
@@ -168,9 +170,16 @@ def _rule(setup: Setup) -> LearningRule:
         name=recipe.name,
         settings={"model": setup.model, "loss": setup.loss, **recipe.settings, **common},
         credits=functools.partial(_credits, setup),
-        narrow=lambda select: _rule(setup._replace(select=select)),
+        narrow=functools.partial(_narrowed, setup),
         advice=recipe.advice,
     )
+
+
+def _narrowed(setup: Setup, select: Select) -> LearningRule:
+    """The same rule for some parameters alone."""
+    if setup.recipe.lone:
+        raise ValueError(f"{setup.recipe.name} cannot be mixed: {setup.recipe.lone}")
+    return _rule(setup._replace(select=select))
 
 
 def _require_unobserving(rule: str, model: Any) -> None:
@@ -211,7 +220,7 @@ def _stack(setup: Setup, params: Any, leaves: Leaves, x: Any) -> Stack:
     """The model taken apart for one step's input; raises for what the rule cannot credit."""
     stack = assemble(setup.model, leaves, x)
     if setup.select is not None:
-        stack = stack._replace(learning=setup.select(params))
+        stack = stack.narrowed(setup.select(params))
     setup.recipe.screen(stack, leaves)
     _require_credited(setup.recipe, stack, leaves)
     if setup.recipe.room is not None and setup.batch_size is not None:

@@ -59,7 +59,8 @@ def decorrelation(
 ) -> LearningRule:
     r"""Learns the matrices of `localgrad.Decorrelation` layers, and leaves everything else alone.
 
-    With `y = D x` what such a layer gives, and `<.>` the mean over examples and steps::
+    With `y = D x` what such a layer gives, and `<.>` the mean over examples and steps (and over
+    further axes of y; what several calls of a layer in a step give is added)::
 
         dD = ((1 - kappa) offdiag<y y'> + kappa diag(<y^2> - 1)) D      form="multiplicative"
         dD = (1 - kappa) offdiag<y y'> + kappa diag(<y^2> - 1)          form="additive"
@@ -106,7 +107,7 @@ def decorrelation(
         A `LearningRule`; its state is a `DecorrelationState`.
 
     Raises:
-        ValueError: if the model has no such layer, and as in `bptt`.
+        ValueError: if the model has no such layer, or one that cannot be seen, and as in `bptt`.
 
     Example:
         >>> import flax.linen as nn, jax, jax.numpy as jnp, localgrad, optax
@@ -183,7 +184,20 @@ def _process(options: Options, frame: Frame, state: DecorrelationState, window: 
             path = (*part.prefix, *site.layer.path, NAME)
             found = frame.share * _correlations(options, frame.params[path], given)
             grads[path] = grads[path] + found if path in grads else found
+    _require_seen(frame.params, grads)
     return state._replace(carry=stack.pack(heard.carries)), grads, values
+
+
+def _require_seen(params: Leaves, grads: Leaves) -> None:
+    """Raises for a parameter of that name that belongs to no layer that was seen."""
+    for path in params:
+        if path[-1] == NAME and path not in grads:
+            raise ValueError(
+                f"decorrelation cannot learn {'/'.join(path)}: it belongs to no "
+                "localgrad.Decorrelation layer that is called plainly. Use the layer itself, not a "
+                "subclass, outside of nn.remat, nn.vmap and nn.jit, and call other parameters "
+                "something else."
+            )
 
 
 def _correlations(options: Options, kernel: jax.Array, given: jax.Array) -> jax.Array:

@@ -161,5 +161,42 @@ def test_models_that_it_cannot_train_are_refused():
     params = plain.init(jax.random.key(0), carry, x)["params"]
     with pytest.raises(ValueError, match="this model has none. Put a localgrad.DecorrelatedCell"):
         localgrad.decorrelation(plain, optax.l2_loss, batch_size=B).init(params)
-    with pytest.raises(ValueError, match="cell must have one array .* LSTMCell, whose carry hol"):
+    with pytest.raises(ValueError, match="cell must have one array .* LSTMCell is a tuple of 2"):
         localgrad.DecorrelatedCell(nn.LSTMCell(N)).initialize_carry(jax.random.key(0), x.shape)
+    with pytest.raises(ValueError, match="cell must be a Flax Linen cell; got Dense"):
+        localgrad.DecorrelatedCell(nn.Dense(N))
+    cell = localgrad.DecorrelatedCell(Leaking(N))
+    with pytest.raises(ValueError, match="cell must give its carry as its output; Leaking gives"):
+        cell.init(jax.random.key(0), jnp.zeros((B, N)), x)
+
+
+class Leaking(nn.SimpleCell):
+    """A cell whose output is not its carry."""
+
+    @nn.compact
+    def __call__(self, carry, x):
+        carry = 0.5 * carry + nn.Dense(N)(x)
+        return carry, jnp.tanh(carry)
+
+
+class Heir(localgrad.Decorrelation):
+    """A subclass."""
+
+
+@pytest.mark.parametrize("layer", [Heir, nn.remat(localgrad.Decorrelation)])
+def test_a_layer_that_cannot_be_seen_is_refused(layer):
+    model = localgrad.Network((nn.SimpleCell(N),), readout=nn.Sequential([layer(), nn.Dense(OUT)]))
+    _, _, batch = network()
+    carry = model.initialize_carry(jax.random.key(0), (B, IN))
+    params = model.init(jax.random.key(0), carry, batch.inputs[:, 0])["params"]
+    rule = localgrad.decorrelation(model, optax.l2_loss)
+    with pytest.raises(ValueError, match="cannot learn readout/layers_0/decorrelation: it belongs"):
+        rule(params, rule.init(params), batch)
+
+
+def test_a_cell_of_half_precision_runs_as_the_bare_one():
+    x = jnp.ones((B, T, IN), jnp.float32)
+    inner = nn.GRUCell(N, dtype=jnp.bfloat16)
+    for cell in (inner, localgrad.DecorrelatedCell(inner)):
+        ran = nn.RNN(cell)
+        assert ran.apply(ran.init(jax.random.key(0), x), x).shape == (B, T, N)

@@ -454,6 +454,26 @@ def test_the_running_mean_is_of_the_calls_before():
     assert np.std(seen) > 0, "noise is there in every call"
 
 
+def test_calls_that_weigh_nothing_are_not_in_the_running_mean():
+    model, params, batch = network()
+    rule = localgrad.node_perturbation(
+        model,
+        optax.squared_error,
+        key=jax.random.key(0),
+        scale=1e-6,
+        baseline="running_mean",
+        batch_size=B,
+    )
+    first = jax.tree.map(lambda a: a[:, :1], batch)._replace(reset=jnp.ones((B, 1), bool))
+    state = rule.init(params)
+    for i in range(9):
+        now = first._replace(mask=jnp.full((B, 1), float(i % 4 == 3)))
+        _, state = rule(params, state, now)
+    loss, _, _ = localgrad.evaluate(model, optax.squared_error, params, first._replace(mask=None))
+    assert state.calls == 2
+    np.testing.assert_allclose(state.usual, loss, rtol=1e-3)
+
+
 def test_drives_that_are_summed_are_one_node():
     wanted = {
         nn.SimpleCell: [("h", "i")],
@@ -496,6 +516,11 @@ def test_drives_that_are_summed_are_one_node():
         ),
         (localgrad.node_perturbation, {"antithetic": 1}, "antithetic must be True or False; got 1"),
         (localgrad.node_perturbation, {"key": 0}, "key must be a typed PRNG key"),
+        (
+            localgrad.node_perturbation,
+            {"key": jax.random.split(jax.random.key(0), 3)},
+            r"key must be a single typed PRNG key; got an array of shape \(3,\)",
+        ),
         (localgrad.activity_perturbation, {"credit": "total"}, "credit must be one of"),
         (localgrad.activity_perturbation, {"norm": "l2"}, "norm must be one of .*'l2'"),
         (localgrad.weight_perturbation, {"lifetime": 0}, "lifetime must be a positive.*got 0"),

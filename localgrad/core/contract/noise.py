@@ -18,6 +18,20 @@ def require_key(key: Any) -> None:
             "key must be a typed PRNG key: pass jax.random.key(seed); got "
             f"{type(key).__name__} of dtype {getattr(key, 'dtype', None)}."
         )
+    if key.ndim:
+        raise ValueError(
+            f"key must be a single typed PRNG key; got an array of shape {key.shape}. Pass one of "
+            "them."
+        )
+
+
+def beginning(key: jax.Array) -> dict[str, jax.Array]:
+    """A stream's key and clock, in buffers of their own, so that a state can be donated."""
+    own = jnp.copy(jax.random.key_data(key))
+    return {
+        "key": jax.random.wrap_key_data(own, impl=jax.random.key_impl(key)),
+        "clock": jnp.zeros((), jnp.uint32),
+    }
 
 
 def step_keys(key: jax.Array, clock: jax.Array, steps: int) -> jax.Array:

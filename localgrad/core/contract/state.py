@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol, TypeGuard
 
+import flax
 import jax
 import jax.numpy as jnp
 
@@ -52,6 +53,15 @@ def as_member(state: Any) -> Member:
 
 jax.tree_util.register_pytree_node(
     Member, lambda member: (member.fields, member.kind), lambda kind, fields: Member(kind, fields)
+)
+
+
+flax.serialization.register_serialization_state(
+    Member,
+    lambda member: flax.serialization.to_state_dict(member.fields),
+    lambda member, state: Member(
+        member.kind, flax.serialization.from_state_dict(member.fields, state)
+    ),
 )
 
 

@@ -102,6 +102,26 @@ class LinenModule:
         return self.module.apply(variables, carry, target, method="observe")
 
 
+@dataclasses.dataclass(frozen=True)
+class HeldModule:
+    """A module without memory that no derivative is taken of: credit ends there."""
+
+    module: LinenModule
+
+    @property
+    def name(self) -> str:
+        """The class of the wrapped module."""
+        return self.module.name
+
+    def apply(self, params: Leaves, *args: Any) -> Any:
+        """Calls the module."""
+        return self.module.apply(*jax.lax.stop_gradient((params, *args)))
+
+    def tapped(self, params: Leaves, tap: Tap, *args: Any) -> Any:
+        """Calls the module with `tap` supplying the drive of every synapse."""
+        return self.module.tapped(params, tap, *args)
+
+
 def _only(layer: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
     """The one argument of a layer's call, given by position or by name."""
     given = [*args, *kwargs.values()]

@@ -9,7 +9,14 @@ import jax
 import jax.numpy as jnp
 
 from localgrad.core.model.isolation import require_apart
-from localgrad.core.model.modules import LinenModule, Module, NNXModule, as_module, impure
+from localgrad.core.model.modules import (
+    HeldModule,
+    LinenModule,
+    Module,
+    NNXModule,
+    as_module,
+    impure,
+)
 from localgrad.core.model.network import Network
 from localgrad.core.model.synapses import Anatomy, dissect
 from localgrad.core.ownership.reach import dependencies
@@ -30,7 +37,7 @@ class Stack(NamedTuple):
         learning: the parameters that a rule is for, or None for all.
     """
 
-    encoder: Module | None
+    encoder: Any
     cells: tuple[Anatomy, ...]
     prefixes: tuple[Path, ...]
     readout: Module | None
@@ -46,6 +53,14 @@ class Stack(NamedTuple):
     def asks(self, head: Path) -> bool:
         """Whether a rule is for a parameter, or for any of those below a path."""
         return self.learning is None or any(path[: len(head)] == head for path in self.learning)
+
+    def narrowed(self, learning: frozenset[Path]) -> Stack:
+        """The same for a rule that is for these parameters alone."""
+        stack = self._replace(learning=learning)
+        encoder: Any = stack.encoder
+        if encoder is None or stack.asks(("encoder",)):
+            return stack
+        return stack._replace(encoder=HeldModule(encoder))
 
     @property
     def levels(self) -> range:

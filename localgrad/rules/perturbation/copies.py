@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from localgrad.core.contract.noise import require_key, step_keys
+from localgrad.core.contract.noise import beginning, require_key, step_keys
 from localgrad.core.frame import Frame, Recipe, Window
 from localgrad.core.model.stack import Stack
 from localgrad.core.params import Leaves, accumulator, added, placed, under
@@ -94,7 +94,7 @@ def recipe_of(options: Options, told: dict[str, Any]) -> Recipe:
         credits=functools.partial(credits_of, signal, options.credit, options.exact_readout),
         settings=told,
         remember=functools.partial(_nothing_yet, options),
-        draw=lambda params: {"key": options.key, "clock": jnp.zeros((), jnp.uint32)},
+        draw=lambda params: beginning(options.key),
         default_window=lambda stack, params, steps, alone: even_window(steps),
         screen=lambda stack, params: require_reached(options.rule, options.exact_readout, stack),
     )

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from localgrad.core.contract.noise import require_key, step_keys
+from localgrad.core.contract.noise import beginning, require_key, step_keys
 from localgrad.core.frame import Frame, Recipe, Window
 from localgrad.core.model.stack import Stack
 from localgrad.core.params import Leaves, accumulator, added
@@ -41,8 +41,11 @@ class LoneState(NamedTuple):
         initial_carry: the model's initial carry (streaming), or None.
         eligibility: by parameter path [1, B, ...], the noise of the sequence so far times what the
             synapse received (streaming).
-        usual: the running mean of the losses of all calls but the last.
+        usual: the running mean of the losses of all calls but the last; of those in which some
+            step weighed anything.
         calls: how many there were.
+        due: whether the last call was one of them.
+        counting: whether this call is, as far as it went.
         key: what noise is drawn from.
         clock: how many steps have been seen.
     """
@@ -53,10 +56,12 @@ class LoneState(NamedTuple):
     eligibility: Any = None
     usual: Any = None
     calls: Any = None
+    due: Any = None
+    counting: Any = None
     key: Any = None
     clock: Any = None
 
-    outlives = ("usual", "calls", "key", "clock")
+    outlives = ("usual", "calls", "due", "key", "clock")
 
 
 def recipe_of(options: Options, told: dict[str, Any]) -> Recipe:
@@ -72,8 +77,9 @@ def recipe_of(options: Options, told: dict[str, Any]) -> Recipe:
         remember=functools.partial(_nothing_yet, options),
         draw=functools.partial(_begun, options),
         default_window=lambda stack, params, steps, alone: even_window(steps),
-        finish=lambda state: state._replace(usual=_usual(state), calls=state.calls + 1),
+        finish=_finished,
         screen=lambda stack, params: require_reached(options.rule, False, stack),
+        lone='with baseline="running_mean" the network itself is noisy. Use baseline="clean".',
     )
 
 
@@ -111,7 +117,10 @@ def _process(options: Options, frame: Frame, state: LoneState, window: Window) -
         if not frame.closing:
             eligibility = carried(heard.parts, params, window.reset, noise, eligibility)
     state = state._replace(
-        carry=stack.pack(heard.carries), eligibility=eligibility, clock=state.clock + steps
+        carry=stack.pack(heard.carries),
+        eligibility=eligibility,
+        counting=state.counting | (True if window.weight is None else (window.weight != 0).any()),
+        clock=state.clock + steps,
     )
     return state, grads, values
 
@@ -142,16 +151,31 @@ def _scaled(frame: Frame, grads: Leaves) -> Leaves:
 
 def _usual(state: LoneState) -> jax.Array:
     """The running mean of the losses of all calls before this one; 0 before the first."""
-    share = jnp.maximum(1 / jnp.maximum(state.calls, 1), SHARE)
+    share = jnp.maximum(1 / (state.calls + 1), SHARE)
     mean = state.usual + share * (state.loss - state.usual)
-    return jnp.where((state.calls > 0) & jnp.isfinite(mean), mean, state.usual)
+    return jnp.where(_counts(state), mean, state.usual)
+
+
+def _counts(state: LoneState) -> jax.Array:
+    """Whether the last call's loss enters the mean."""
+    return state.due & jnp.isfinite(state.loss)
+
+
+def _finished(state: LoneState) -> LoneState:
+    """At the end of a call, whose own loss is not there yet."""
+    return state._replace(
+        usual=_usual(state).astype(state.usual.dtype),
+        calls=state.calls + _counts(state).astype(state.calls.dtype),
+        due=state.counting,
+        counting=jnp.zeros_like(state.counting),
+    )
 
 
 def _begun(options: Options, params: Leaves) -> dict[str, Any]:
     """What outlives sequences, at first."""
     del params
-    zero = jnp.zeros((), jnp.uint32)
-    return {"usual": jnp.zeros(()), "calls": zero, "key": options.key, "clock": jnp.copy(zero)}
+    mean = {"usual": jnp.zeros(()), "calls": jnp.zeros((), jnp.uint32)}
+    return mean | {"due": jnp.zeros((), bool)} | beginning(options.key)
 
 
 def _nothing_yet(options: Options, stack: Stack, params: Leaves, x: Any) -> dict[str, Any]:
@@ -161,5 +185,6 @@ def _nothing_yet(options: Options, stack: Stack, params: Leaves, x: Any) -> dict
         "eligibility": {
             path: jnp.zeros((1, length(x), *params[path].shape), accumulator(params[path]))
             for path in dict.fromkeys(paths)
-        }
+        },
+        "counting": jnp.zeros((), bool),
     }

@@ -52,9 +52,9 @@ def node_perturbation(
     always paid by that one. A reset ends the sums.
 
     With `baseline="running_mean"` there is no clean copy, as in an animal or on a chip: the network
-    itself is noisy, and d_t is its loss at step t less the mean loss of the calls before (the last
-    ten count most), over `scale`. It costs one forward pass, and varies far more: what the loss
-    owes to the inputs is noise to it.
+    itself is noisy, and d_t is its loss at step t less the mean loss of the calls before, over
+    `scale`. The last ten calls count most, those without a step that weighs anything not at all. It
+    costs one forward pass, and varies far more: what the loss owes to the inputs is noise to it.
 
     *Estimates*, on average over the noise, the gradient of BPTT under causal and total credit, but
     for an error that falls with `scale` squared, and the gradient with a horizon of one step under
@@ -69,7 +69,8 @@ def node_perturbation(
     No derivative of an activation, a cell or a loss is taken (of the loss, for an exact readout).
 
     A copy of an example whose loss or carry is not finite, where the clean one's is, is left out at
-    those steps and goes on from the clean carry at the window's end.
+    those steps and goes on from the clean carry at the window's end; where that happens, numbers
+    depend on where windows end.
 
     Args:
         model: a Flax cell: a Linen module as it is, an NNX cell through `localgrad.from_nnx`, or a

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from localgrad.core.contract.noise import drawn, require_key
+from localgrad.core.contract.noise import beginning, drawn, require_key
 from localgrad.core.frame import Frame, Recipe, Window
 from localgrad.core.model.stack import Stack
 from localgrad.core.params import Leaves, Path, accumulator
@@ -110,7 +110,7 @@ def recipe_of(options: Options, told: dict[str, Any]) -> Recipe:
         credits=functools.partial(_credits, options),
         settings=told,
         remember=functools.partial(_nothing_yet, options),
-        draw=lambda params: {"key": options.key, "clock": jnp.zeros((), jnp.uint32)},
+        draw=lambda params: beginning(options.key),
         default_window=lambda stack, params, steps, alone: even_window(steps),
     )
 

@@ -45,16 +45,18 @@ def weight_perturbation(
 
     *Estimates*, on average over the noise, the gradient of BPTT, but for an error that falls with
     `scale` squared; with a lifetime and step credit, the gradient within each life alone. With one
-    draw a sequence its relative variance is P + 1 for one example, one sample and P parameters,
-    whatever the length; each new draw adds to it.
+    draw a sequence its relative variance is P - 1 (signs) or P + 1 (Gaussian noise) for one
+    example, one sample and P parameters, whatever the length; each new draw adds to it.
 
     *Costs* 2 K + 1 forward passes, or K + 1 if not antithetic, in which every example has weights
     of its own: with 128 units and 16 examples each took 8 times as long as one with weights in
-    common, on one CPU core. Memory holds K B P numbers, and does not grow with T. No derivative is
+    common, on one CPU core. Memory holds K B P numbers, twice as many
+    with a lifetime and causal credit, and does not grow with T. No derivative is
     taken, and any cell will do.
 
     A copy of an example whose loss or carry is not finite, where the clean one's is, is left out at
-    those steps and goes on from the clean carry.
+    those steps and goes on from the clean carry at the end of a window, or of a life; where that
+    happens, numbers depend on where windows end.
 
     Args:
         model: a Flax cell: a Linen module as it is, an NNX cell through `localgrad.from_nnx`, or a
@@ -143,7 +145,7 @@ def pes(
         xi_j = xi_{j-1} + scale * z_j               at the start of unroll j
         dW   = sum_t (l+_t - l-_t) xi_{j(t)} / (2 scale^2)
 
-    It is `weight_perturbation` with `lifetime=unroll`, by its own name.
+    It is `weight_perturbation` with `lifetime=unroll` and Gaussian noise, by its own name.
 
     *Estimates*, on average, the gradient of BPTT over the whole sequence, but for an error that
     falls with `scale` squared: unrolls do not truncate it. Its variance grows with their number.
