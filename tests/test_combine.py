@@ -189,10 +189,9 @@ def decorrelated():
         functools.partial(localgrad.pes, unroll=2),
     ],
 )
-@pytest.mark.parametrize("batch_size", [None, B])
-def test_every_rule_of_noise_goes_with_decorrelation(make, batch_size):
+def test_every_rule_of_noise_goes_with_decorrelation(make):
     model, params, batch = decorrelated()
-    common = {"batch_size": batch_size}
+    common = {"batch_size": B}
     rules = {
         "weights": make(model, optax.l2_loss, key=KEY, **common),
         "decorrelation": localgrad.decorrelation(model, optax.l2_loss, **common),
@@ -225,8 +224,9 @@ def test_parameters_of_nnx_are_labelled_by_a_function():
         )
 
 
-@pytest.mark.parametrize("make", [localgrad.eprop, localgrad.rtrl, localgrad.bptt])
-@pytest.mark.parametrize("batch_size", [None, B])
+@pytest.mark.parametrize(
+    ("make", "batch_size"), [(localgrad.eprop, B), (localgrad.rtrl, B), (localgrad.bptt, None)]
+)
 def test_credit_ends_at_an_encoder_that_is_anothers(make, batch_size):
     class Stern(nn.Module):
         """A layer behind which nothing can be differentiated."""
