@@ -38,7 +38,7 @@ class Config:
     the gradient of a window. Prints tables and claims, of which any that fails ends the command
     with an error; writes results.json and figures.
 
-    `python -m experiments perturbation --data-dir DIR` takes 16 minutes on one core. Test losses
+    `python -m experiments perturbation --data-dir DIR` takes 21 minutes on one core. Test losses
     of BPTT; of NP, and of WP, with one and with 16 samples; of ANP by step; of the published rule:
     sign .0000; .012, .0001; .11, .001; .49; .86. recall .04; .47, .24; .84, .07; 1.10; 1.37.
     Mackey-Glass ahead

@@ -48,12 +48,12 @@ def of_variance(points: Sequence[Point]) -> list[Claim]:
             "variance: over T weight perturbation's is constant, and that of node perturbation "
             "under causal and total credit grows nearly as T",
             f"exponents {said}",
-            flat < FLAT and min(steep) > STEEP,
+            bool(flat < FLAT and min(steep) > STEEP),
         ),
         Claim(
             "variance: under step credit ANP's is less than NP's, at every size",
             f"{min(shares):.2f} to {max(shares):.2f} of it",
-            max(shares) < 1,
+            bool(max(shares) < 1),
         ),
     ]
 
@@ -94,9 +94,10 @@ def of_panel(panel: Panel) -> list[Claim]:
             said.append(_less(title, last, (many,), (one,), 1))
     if name.startswith("weather"):
         floors = {"linear": panel.problem.floors["linear, of now"]}
-        title = f"{name}: the past is not needed: TBPTT(1) is within a tenth of BPTT"
-        said.append(_less(title, last, ("tbptt1",), ("bptt",), 1.1))
-        title = f"{name}: and so node perturbation does better under step credit"
+        if name != "weather_48h":
+            title = f"{name}: the past is not needed: TBPTT(1) is within a tenth of BPTT"
+            said.append(_less(title, last, ("tbptt1",), ("bptt",), 1.1))
+        title = f"{name}: node perturbation does better under step credit"
         said.append(_less(title, last, ("np_step",), ("np_causal",), 1))
         title = f"{name}: no rule of one sample does better than linear regression of what is now"
         rows = [k for k in SINGLE if k in last]
@@ -107,7 +108,7 @@ def of_panel(panel: Panel) -> list[Claim]:
             Claim(
                 f"{name}: the published rule is within a quarter of its readout learning alone",
                 f"{share:.2f} of its loss",
-                abs(share - 1) <= QUARTER,
+                bool(abs(share - 1) <= QUARTER),
             )
         )
     return [claim for claim in said if claim is not None]
@@ -121,7 +122,7 @@ def _less(
         return None
     ours, theirs = {k: last[k] for k in low}, {k: last[k] for k in high}
     measured = ", ".join(f"{k} {v:.3g}" for k, v in (ours | theirs).items())
-    return Claim(text, measured, max(ours.values()) < share * min(theirs.values()))
+    return Claim(text, measured, bool(max(ours.values()) < share * min(theirs.values())))
 
 
 def of_units(panels: Sequence[Panel]) -> list[Claim]:
@@ -138,6 +139,6 @@ def of_units(panels: Sequence[Panel]) -> list[Claim]:
         Claim(
             f"units: {sizes} BPTT's loss falls by half and more, the published rule's does not",
             ", ".join(f"{name} to {share:.2f} of it" for name, share in shares.items()),
-            shares["bptt"] < HALF < shares["published"],
+            bool(shares["bptt"] < HALF < shares["published"]),
         )
     ]

@@ -19,7 +19,7 @@ from experiments.perturbation.variance import FEW_STEPS, FEW_UNITS, KINDS, Point
 
 # Okabe and Ito's palette, as in `experiments.figures`; rules of one family share a colour.
 BLUE, GREEN, ORANGE, RED, GREY = "#0072B2", "#009E73", "#E69F00", "#D55E00", "#7F7F7F"
-STEP, MANY = (0, (4, 2)), (0, (1, 1))
+STEP, MANY, PLAIN = (0, (4, 2)), (0, (1, 1)), (0, (6, 1, 1, 1, 1, 1))
 STYLES: dict[str, dict[str, Any]] = {
     "bptt": {"color": "#000000", "linewidth": 2.4},
     "tbptt1": {"color": "#000000", "linestyle": STEP},
@@ -32,6 +32,9 @@ STYLES: dict[str, dict[str, Any]] = {
     "wp16": {"color": ORANGE, "linestyle": MANY, "linewidth": 2.2},
     "anp_causal": {"color": GREEN},
     "anp_step": {"color": GREEN, "linestyle": STEP},
+    "dwp": {"color": ORANGE, "linestyle": PLAIN, "linewidth": 1.0},
+    "dnp": {"color": BLUE, "linestyle": PLAIN, "linewidth": 1.0},
+    "danp": {"color": GREEN, "linestyle": PLAIN, "linewidth": 1.0},
     "published": {"color": RED},
     "published_readout": {"color": GREY, "linestyle": STEP},
 }
