@@ -182,7 +182,7 @@ RULES: dict[str, Rule] = {
         {"scale": 1e-4, "unroll": 3},
         keyed=True,
         random=True,
-        models=("rate_alpha",),
+        models=(),
     ),
     "readout_only": Rule(
         localgrad.readout_only,

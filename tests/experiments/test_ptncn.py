@@ -104,7 +104,7 @@ def death(*args, **kwargs):
     raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("broken", ["save", "replace"])
+@pytest.mark.parametrize("broken", [pytest.param("save", marks=pytest.mark.slow), "replace"])
 def test_a_run_that_dies_while_it_is_saved_goes_on_from_the_epoch_before(
     tmp_path, monkeypatch, broken
 ):

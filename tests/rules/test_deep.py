@@ -55,7 +55,9 @@ def three():
     return problem(*cells, encoder=nn.Dense(5, param_dtype=float))
 
 
-@pytest.mark.parametrize("cell", [nn.GRUCell, nn.LSTMCell, nn.SimpleCell])
+@pytest.mark.parametrize(
+    "cell", [pytest.param(nn.GRUCell, marks=pytest.mark.slow), nn.LSTMCell, nn.SimpleCell]
+)
 def test_on_one_layer_it_is_eprop(cell):
     model, params, batch = problem(cell(4, param_dtype=float))
     for deep, shallow in (({}, localgrad.eprop), ({"autapses": True}, localgrad.snap)):
@@ -74,7 +76,7 @@ def diagonal(params):
     return jax.tree_util.tree_map_with_path(thinned, params)
 
 
-@pytest.mark.parametrize("window", [1, 5])
+@pytest.mark.parametrize("window", [pytest.param(1, marks=pytest.mark.slow), 5])
 def test_it_is_exact_where_no_unit_feeds_another(window):
     model, params, batch = three()
     params = diagonal(params)

@@ -273,7 +273,9 @@ RULES = {
     "weight": localgrad.weight_perturbation,
     "pes": functools.partial(localgrad.pes, unroll=2),
 }
-every_rule = pytest.mark.parametrize("name", RULES)
+every_rule = pytest.mark.parametrize(
+    "name", [*list(RULES)[:3], pytest.param("pes", marks=pytest.mark.slow)]
+)
 
 
 @jax.custom_jvp
