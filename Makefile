@@ -39,7 +39,7 @@ test-fast: $(STAMP)
 	  $(BIN)/python -m pytest tests/multidevice
 
 test-long: $(STAMP)
-	$(QUICK) $(BIN)/python -m pytest -n $(WORKERS) -m "long and not optimized" tests $(ARGS)
+	$(QUICK) $(BIN)/python -m pytest -n $(WORKERS) -m "long and not slow and not optimized" tests $(ARGS)
 # What is measured is compiled as users have it.
 	$(BIN)/python -m pytest -n $(WORKERS) -m optimized tests $(ARGS)
 

@@ -50,7 +50,10 @@ BENCHMARKS = {
 }
 
 
-@pytest.mark.parametrize("name", BENCHMARKS)
+LONG = pytest.param("samples", marks=pytest.mark.slow)  # it compiles for eight devices
+
+
+@pytest.mark.parametrize("name", [LONG if name == "samples" else name for name in BENCHMARKS])
 def test_benchmark_gives_tables_and_bars(name, tmp_path):
     items = list(BENCHMARKS[name](PLAN))
     tables = [item for item in items if isinstance(item, report.Table)]
