@@ -26,7 +26,7 @@ COLLECTIVE = re.compile(
     r" (all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)(?:-start)?\("
 )
 REPEATS = 3
-PerSample = ("deviation", "eligibility", "noise", "met", "returned")
+PER_SAMPLE = ("deviation", "eligibility", "noise", "met", "returned")
 """The fields of a stream's state that have a leading axis of K samples."""
 
 
@@ -38,12 +38,14 @@ class Recipe(NamedTuple):
         call: what is compiled.
         arguments: on one device.
         places: for each argument, the mesh axes of its leading axes (or a tree of such).
+        rows: of the mesh, along its axis `samples`.
     """
 
     name: str
     call: Callable[..., Any]
     arguments: tuple
     places: tuple
+    rows: int = 1
 
 
 def recipes(make: Callable[..., Any], task: Problem, most: int) -> Iterator[Recipe]:
@@ -59,7 +61,7 @@ def recipes(make: Callable[..., Any], task: Problem, most: int) -> Iterator[Reci
 
     stream = streaming(make, task, samples=most, **options)
     state = stream.init(task.params)
-    fields = {name for name in PerSample if getattr(state, name, None) is not None}
+    fields = {name for name in PER_SAMPLE if getattr(state, name, None) is not None}
     split = type(state)(*((both,) if name in fields else () for name in state._fields))
     arguments = (task.params, state, task.batch)
     call = lambda p, s, b: stream(p, s, b)[0]  # noqa: E731
@@ -81,7 +83,8 @@ def recipes(make: Callable[..., Any], task: Problem, most: int) -> Iterator[Reci
         else:
             where = ((), both, ("data",))
         call = _mapped(rule, rule.init(task.params))
-        yield Recipe(f"mapped over {name}", call, (task.params, keys, pieces), where)
+        rows = 1 if axes else parts
+        yield Recipe(f"mapped over {name}", call, (task.params, keys, pieces), where, rows)
 
 
 def _mapped(rule: Any, state: Any) -> Callable[..., Any]:
@@ -104,8 +107,7 @@ def measured(rule: str, task: Problem, most: int) -> Iterator[Share]:
         on_one = jax.jit(recipe.call).lower(*recipe.arguments).compile()
         if not undivided:
             undivided, alone = _operations(on_one), _busy(on_one, recipe.arguments)
-        count = 2 if "2 keys" in recipe.name else 1
-        grid = np.array(jax.devices()).reshape(count, -1)
+        grid = np.array(jax.devices()).reshape(recipe.rows, -1)
         mesh = Mesh(grid, ("samples", "data"), axis_types=(AxisType.Auto,) * 2)
         placed = _placed(mesh, recipe)
         on_all = jax.jit(recipe.call).lower(*placed).compile()

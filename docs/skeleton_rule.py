@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 import jax
 
 from localgrad.core.contract.rule import LearningRule, Loss
-from localgrad.core.frame import Frame, Recipe, Window, outcome_of, windowed_rule
+from localgrad.core.frame import Frame, Recipe, Window, even_windows, outcome_of, windowed_rule
 from localgrad.core.model.stack import Stack
 from localgrad.core.params import Leaves, Path
 from localgrad.core.passes.backward import assign, input_credit, unowned_whole
 from localgrad.core.passes.contraction import contract, pres
 from localgrad.core.passes.run import Level, descend
-from localgrad.core.steps import even_window, one_row, row
+from localgrad.core.steps import one_row, row
 
 
 class ImmediateState(NamedTuple):
@@ -50,7 +50,7 @@ def immediate(
         state=ImmediateState,
         process=_process,
         credits=_credits,
-        default_window=lambda stack, params, steps, alone: even_window(steps),
+        default_window=even_windows,
     )
     return windowed_rule(
         model,

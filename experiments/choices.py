@@ -105,6 +105,13 @@ else:
     RuleName = Literal[tuple(RULES)]  # so that --help names them and anything else is refused
 
 
+def require_counts(config: Any, *fields: str) -> None:
+    """Raises unless each of these fields of a configuration is at least 1."""
+    for field in fields:
+        if getattr(config, field) < 1:
+            raise ValueError(f"{field} must be at least 1; got {getattr(config, field)}.")
+
+
 def lookup(kind: str, table: Mapping[Any, Value], name: str) -> Value:
     """`table[name]`, or a `ValueError` that lists the names there are.
 

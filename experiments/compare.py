@@ -16,7 +16,15 @@ from tqdm import tqdm
 
 import localgrad
 from experiments import figures, report
-from experiments.choices import CELLS, RULES, CellName, RuleName, Settings, lookup
+from experiments.choices import (
+    CELLS,
+    RULES,
+    CellName,
+    RuleName,
+    Settings,
+    lookup,
+    require_counts,
+)
 from experiments.measure import Cost, Update, compile_update, costs
 from experiments.tasks import TASKS, Task, TaskName
 from experiments.train import (
@@ -179,10 +187,8 @@ def check(config: Config) -> None:
             raise ValueError(f"no {kind} given; choose from: {', '.join(table)}.")
         for name in names:
             lookup(kind, table, name)
-    counts = "steps batch_size features horizon windows seeds checkpoints repeats".split()
-    for field in counts:
-        if getattr(config, field) < 1:
-            raise ValueError(f"{field} must be at least 1; got {getattr(config, field)}.")
+    counts = "steps batch_size features horizon windows seeds checkpoints repeats"
+    require_counts(config, *counts.split())
     for field in ("learning_rate", "clip"):
         value = getattr(config, field)
         if value is not None and not 0 < value < math.inf:

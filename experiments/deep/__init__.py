@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from experiments.choices import lookup
+from experiments.choices import lookup, require_counts
 from experiments.claims import Claim, claims_table, conclusion, require
 from experiments.deep import claims, figures, report
 from experiments.deep.memory import Size, sizes
@@ -144,9 +144,9 @@ def check(config: Config) -> None:
         raise ValueError(f"delays must ascend; got {config.delays}.")
     if min(config.depths) < 1:
         raise ValueError(f"depths must be at least 1; got {config.depths}.")
-    for field in ("batch_size", "seeds", "checkpoints", "repeats", "workers", "study_seeds"):
-        if getattr(config, field) < 1:
-            raise ValueError(f"{field} must be at least 1; got {getattr(config, field)}.")
+    require_counts(
+        config, "batch_size", "seeds", "checkpoints", "repeats", "workers", "study_seeds"
+    )
     for steps, checkpoints in [
         *((config.steps_of(STACKS[name]), config.checkpoints) for name in config.stacks),
         (config.study_steps, config.study_checkpoints),

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, get_args
 
 import tyro
 
-from experiments.choices import lookup
+from experiments.choices import lookup, require_counts
 from experiments.claims import Claim, claims_table, conclusion, require
 from experiments.datasets import root_of
 from experiments.perturbation import claims, figures, problems, report, series, variance
@@ -176,9 +176,7 @@ def check(config: Config) -> None:
         raise ValueError("rows must hold bptt, which the others are measured against.")
     if not config.parts:
         raise ValueError("parts is empty; name at least one.")
-    for field in ("seeds", "checks", "nets", "draws", "workers"):
-        if getattr(config, field) < 1:
-            raise ValueError(f"{field} must be at least 1; got {getattr(config, field)}.")
+    require_counts(config, "seeds", "checks", "nets", "draws", "workers")
     if config.draws % variance.AT_ONCE:
         raise ValueError(f"draws must be a multiple of {variance.AT_ONCE}; got {config.draws}.")
     if 1000 % config.checks and not config.short:

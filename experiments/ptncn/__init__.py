@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from experiments.choices import lookup
+from experiments.choices import lookup, require_counts
 from experiments.claims import claims_table, conclusion, require
 from experiments.ptncn import continual, text, video, zeroshot
 from experiments.ptncn.rows import ROWS
@@ -113,10 +113,6 @@ def check(config: Config) -> None:
         lookup("row", ROWS, name)
     if config.part in ("video", "text") and "ptncn" not in config.rows:
         raise ValueError("rows must hold ptncn, which the others are measured against.")
-    for field in ("seeds", "workers"):
-        if getattr(config, field) < 1:
-            raise ValueError(f"{field} must be at least 1; got {getattr(config, field)}.")
-    if config.epochs is not None and config.epochs < 1:
-        raise ValueError(f"epochs must be at least 1; got {config.epochs}.")
+    require_counts(config, "seeds", "workers", *(["epochs"] if config.epochs is not None else []))
     if config.data_dir is not None and not config.data_dir.is_dir():
         raise ValueError(f"data_dir must be a folder; got {config.data_dir}.")

@@ -13,30 +13,14 @@ import jax.numpy as jnp
 
 from localgrad.core.contract.checks import number, require_choice
 from localgrad.core.contract.rule import NOTHING, LearningRule, Loss
-from localgrad.core.frame import Frame, Recipe, Window, windowed_rule
+from localgrad.core.contract.state import CarryState
+from localgrad.core.frame import Frame, Recipe, Window, even_windows, windowed_rule
 from localgrad.core.model.decorrelation import NAME, Decorrelation
 from localgrad.core.model.stack import Stack
 from localgrad.core.params import Leaves, Path, accumulator, flatten
 from localgrad.core.passes.heard import hear
-from localgrad.core.steps import even_window
 
 FORMS = ("multiplicative", "additive")
-
-
-class DecorrelationState(NamedTuple):
-    """State of `decorrelation`.
-
-    Attributes:
-        loss: mean loss of the last call.
-        carry: the model's carry (streaming), or None.
-        initial_carry: the model's initial carry (streaming), or None.
-    """
-
-    loss: jax.Array
-    carry: Any = None
-    initial_carry: Any = None
-
-    outlives = ()
 
 
 class Options(NamedTuple):
@@ -82,10 +66,10 @@ def decorrelation(
     which is decorrelated ANP; with `node_perturbation` it is DNP, with `weight_perturbation` DWP.
 
     *Estimates*, at kappa = 0, the gradient of the summed squares of correlations,
-    `1/4 |offdiag(D S D')|^2` with S = <x x'>, times the inverse of S: a descent direction that does
-    not depend on how the inputs are scaled. The additive form, the authors' until October 2024,
-    agrees with it near D = 1 alone. *Costs* a forward pass and N^2 a step, layer and example;
-    memory does not grow with T.
+    `1/4 |offdiag(D S D')|^2` with S = <x x'>, times the inverse of S: a descent direction under
+    which D A^-1 learns from inputs A x as D does from x. The additive form, the authors' until
+    October 2024, agrees with it at D = 1 alone. *Costs* a forward pass and N^2 a step, layer and
+    example; memory does not grow with T.
 
     Args:
         model: a Flax cell or `localgrad.Network` with `localgrad.Decorrelation` layers in it.
@@ -104,7 +88,7 @@ def decorrelation(
             by `init` only if no Dense or Embed layer takes the input as it is.
 
     Returns:
-        A `LearningRule`; its state is a `DecorrelationState`.
+        A `LearningRule`; its state is a `CarryState`.
 
     Raises:
         ValueError: if the model has no such layer, or one that cannot be seen, and as in `bptt`.
@@ -138,11 +122,11 @@ def decorrelation(
         loss,
         Recipe(
             name="decorrelation",
-            state=DecorrelationState,
+            state=CarryState,
             process=functools.partial(_process, options),
             credits=_credits,
             settings=options._asdict(),
-            default_window=lambda stack, params, steps, alone: even_window(steps),
+            default_window=even_windows,
             screen=_screen,
         ),
         batch_size=batch_size,
@@ -171,7 +155,7 @@ def label_decorrelation(params: Any) -> Any:
     return restore({path: "decorrelation" if path[-1] == NAME else "weights" for path in leaves})
 
 
-def _process(options: Options, frame: Frame, state: DecorrelationState, window: Window) -> tuple:
+def _process(options: Options, frame: Frame, state: CarryState, window: Window) -> tuple:
     """One window: what the layers gave, and how it is correlated."""
     stack = frame.stack
     heard = hear(stack, frame.params, stack.unpack(state.carry), window.inputs, window.reset)
@@ -184,14 +168,14 @@ def _process(options: Options, frame: Frame, state: DecorrelationState, window: 
             path = (*part.prefix, *site.layer.path, NAME)
             found = frame.share * _correlations(options, frame.params[path], given)
             grads[path] = grads[path] + found if path in grads else found
-    _require_seen(frame.params, grads)
+    _require_seen(stack, frame.params, grads)
     return state._replace(carry=stack.pack(heard.carries)), grads, values
 
 
-def _require_seen(params: Leaves, grads: Leaves) -> None:
+def _require_seen(stack: Stack, params: Leaves, grads: Leaves) -> None:
     """Raises for a parameter of that name that belongs to no layer that was seen."""
     for path in params:
-        if path[-1] == NAME and path not in grads:
+        if path[-1] == NAME and path not in grads and stack.asks(path):
             raise ValueError(
                 f"decorrelation cannot learn {'/'.join(path)}: it belongs to no "
                 "localgrad.Decorrelation layer that is called plainly. Use the layer itself, not a "

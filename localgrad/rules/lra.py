@@ -13,27 +13,12 @@ from localgrad.cells.phases import Errors, Weights
 from localgrad.cells.ptncn import PTNCN, PTNCNCarry
 from localgrad.core.contract.checks import number
 from localgrad.core.contract.rule import LearningRule, Loss
-from localgrad.core.frame import Frame, Recipe, Window, windowed_rule
+from localgrad.core.contract.state import CarryState
+from localgrad.core.frame import Frame, Recipe, Window, even_windows, windowed_rule
 from localgrad.core.model.stack import Stack
 from localgrad.core.params import Leaves, Path, accumulator
-from localgrad.core.steps import even_window, select
+from localgrad.core.steps import select
 from localgrad.rules.fit import require_matching_loss, unit_range_inspector
-
-
-class LRAState(NamedTuple):
-    """State of `lra`.
-
-    Attributes:
-        loss: mean loss of the last call.
-        carry: the model's carry (streaming), or None.
-        initial_carry: the model's initial carry (streaming), or None.
-    """
-
-    loss: jax.Array
-    carry: Any = None
-    initial_carry: Any = None
-
-    outlives = ()
 
 
 class Options(NamedTuple):
@@ -126,7 +111,7 @@ def lra(
             needed: the model tells it.
 
     Returns:
-        A `LearningRule`; its state is an `LRAState`.
+        A `LearningRule`; its state is a `CarryState`.
 
     Raises:
         ValueError: if the model is no `localgrad.PTNCN`, an option is none of those above, the loss
@@ -164,11 +149,11 @@ def lra(
         example = jax.ShapeDtypeStruct((model.outputs,), dtype)
     recipe = Recipe(
         name="lra",
-        state=LRAState,
+        state=CarryState,
         process=functools.partial(_process, options, model),
         credits=functools.partial(_credits, options, model),
         settings=options._asdict(),
-        default_window=lambda stack, params, steps, alone: even_window(steps),
+        default_window=even_windows,
         inspect=unit_range_inspector(model),
         observes=True,
     )
@@ -199,7 +184,7 @@ def _require(model: Any, options: Options) -> None:
 
 
 def _process(
-    options: Options, model: PTNCN, frame: Frame, state: LRAState, window: Window
+    options: Options, model: PTNCN, frame: Frame, state: CarryState, window: Window
 ) -> tuple:
     """One window: each step predicts, is corrected and learns, then the next one."""
     weights = model.gather({path[-1]: leaf for path, leaf in frame.params.items()})

@@ -2,37 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
-
-import jax
+from typing import Any
 
 from localgrad.core.contract.rule import NOTHING, LearningRule, Loss
+from localgrad.core.contract.state import CarryState
 from localgrad.core.frame import (
     Frame,
     Recipe,
     Window,
+    even_windows,
     outcome_of,
     windowed_rule,
 )
 from localgrad.core.model.stack import Stack
 from localgrad.core.params import Leaves, Path
-from localgrad.core.steps import even_window
-
-
-class ReadoutState(NamedTuple):
-    """State of `readout_only`.
-
-    Attributes:
-        loss: mean loss of the last call.
-        carry: the model's carry (streaming), or None.
-        initial_carry: the model's initial carry (streaming), or None.
-    """
-
-    loss: jax.Array
-    carry: Any = None
-    initial_carry: Any = None
-
-    outlives = ()
 
 
 def readout_only(
@@ -67,7 +50,7 @@ def readout_only(
             by `init` only if no Dense or Embed layer takes the input as it is.
 
     Returns:
-        A `LearningRule`; its state is a `ReadoutState`.
+        A `LearningRule`; its state is a `CarryState`.
 
     Raises:
         ValueError: if the model has no readout, and as in `bptt`.
@@ -95,10 +78,10 @@ def readout_only(
         loss,
         Recipe(
             name="readout_only",
-            state=ReadoutState,
+            state=CarryState,
             process=_process,
             credits=_credits,
-            default_window=lambda stack, params, steps, alone: even_window(steps),
+            default_window=even_windows,
             screen=_screen,
         ),
         batch_size=batch_size,
@@ -108,7 +91,7 @@ def readout_only(
     )
 
 
-def _process(frame: Frame, state: ReadoutState, window: Window) -> tuple:
+def _process(frame: Frame, state: CarryState, window: Window) -> tuple:
     seen = outcome_of(frame, state.carry, window, window.reset)
     return state._replace(carry=frame.stack.pack(seen.ran.carries)), seen.grads, seen.values
 

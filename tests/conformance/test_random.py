@@ -18,7 +18,7 @@ import pytest
 import localgrad
 from catalogue import RULES, Rule
 from tests.conformance import draws, oracles
-from tests.conformance.table import build, groups
+from tests.conformance.table import MODELS, build, groups
 
 MODEL = "rate_alpha"
 
@@ -61,15 +61,17 @@ def noisy(bias: float = 0.0, scale: float = 1.0) -> Rule:
     return Rule(factory, "noisy", "bptt", keyed=True, random=True, models=None)
 
 
-RANDOM = {"noisy": noisy()} | {
-    name: row for name, row in RULES.items() if row.random and row.models
-}
-every_random_rule = pytest.mark.parametrize("name", RANDOM)
+RANDOM = {"noisy": noisy()} | {name: row for name, row in RULES.items() if row.random}
+every_random_rule = pytest.mark.parametrize(
+    "name",
+    [n if r.models != () else pytest.param(n, marks=pytest.mark.slow) for n, r in RANDOM.items()],
+)
 
 
 def drawn(row: Rule, examples: slice = slice(None), count: int = draws.DRAWS) -> Any:
     """The updates of many keys on the same few examples: leaves [count, ...]."""
-    built = build(row.models[0] if row.models else MODEL)
+    taken = [m for m in (MODEL, "rate") if row.refusal(MODELS[m].traits) is None]
+    built = build(row.models[0] if row.models else taken[0])
     batch = jax.tree.map(lambda a: a[examples, :6], built.batch)
     batch = batch._replace(mask=jnp.ones(batch.inputs.shape[:2]))
 

@@ -185,6 +185,20 @@ def test_the_published_rules_on_nodes(make, options, key, factor):
     holds(learned(rule_of(make, credit="step", **options), to_nodes()), key, factor=-LR * factor)
 
 
+def test_the_published_rule_gives_one_output_its_gradient_times_a_number():
+    """With one example and one output: the square root of inputs and nodes, whatever the noise."""
+    model, params, batch = problem("on1")
+    rule = rule_of(
+        localgrad.activity_perturbation, "on1", credit="step", norm="fernandez2024", scale=1e-7
+    )
+    updates, _ = rule(params, rule.init(params), batch)
+    exact = localgrad.bptt(model, optax.squared_error, reduction="sum")
+    wanted, _ = exact(params, exact.init(params), batch)
+    units = len(arrays()["on1_par_R"])
+    found = by_weight(updates)["C"] / np.sqrt(1 + units + 1)
+    np.testing.assert_allclose(found, by_weight(wanted)["C"], rtol=1e-5)
+
+
 def test_the_published_rule_on_weights():
     rule = rule_of(
         localgrad.weight_perturbation, credit="step", lifetime=1, antithetic=False, reduction="sum"

@@ -51,6 +51,19 @@ def test_it_is_the_gradient_of_correlations_times_the_inverse_of_the_covariance(
     np.testing.assert_allclose(covariance @ found, gradient, rtol=1e-9)
 
 
+def test_it_learns_alike_whatever_basis_the_inputs_come_in():
+    model, params, batch = network()
+    basis = jnp.asarray(np.random.default_rng(5).normal(size=(IN, IN)))
+    rule = localgrad.decorrelation(model, optax.l2_loss)
+    wanted = matrices(rule(params, rule.init(params), batch)[0])["input"]
+    params["cells_0"]["input"] = {
+        "decorrelation": jnp.linalg.solve(basis, matrices(params)["input"])
+    }
+    moved = batch._replace(inputs=batch.inputs @ basis)
+    found = matrices(rule(params, rule.init(params), moved)[0])["input"]
+    np.testing.assert_allclose(basis @ found, wanted, rtol=1e-9, atol=1e-12)
+
+
 @pytest.mark.parametrize("form", ["multiplicative", "additive"])
 def test_correlations_fall(form):
     model, params, batch = network()

@@ -422,7 +422,7 @@ def test_opposite_noise_is_compared_with_the_same_loss(credit):
     biases = [("cells_0", "i", "bias"), ("readout", "bias")]
     for path in biases:
         a, b = (functools.reduce(lambda t, k: t[k], path, clean(tree)) for tree in (both, pair))
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-8)
 
 
 def test_without_a_clean_copy_a_split_changes_nothing_but_the_baseline():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol, TypeGuard
+from typing import Any, NamedTuple, Protocol, TypeGuard
 
 import flax
 import jax
@@ -24,6 +24,22 @@ class RuleState(Protocol):
     carry: Any
     initial_carry: Any
     outlives: tuple[str, ...]
+
+
+class CarryState(NamedTuple):
+    """State of a rule that keeps nothing but the model's carry.
+
+    Attributes:
+        loss: mean loss of the last call.
+        carry: the model's carry (streaming), or None.
+        initial_carry: the model's initial carry (streaming), or None.
+    """
+
+    loss: jax.Array
+    carry: Any = None
+    initial_carry: Any = None
+
+    outlives = ()
 
 
 def is_state(x: Any) -> TypeGuard[Any]:

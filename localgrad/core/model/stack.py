@@ -57,10 +57,9 @@ class Stack(NamedTuple):
     def narrowed(self, learning: frozenset[Path]) -> Stack:
         """The same for a rule that is for these parameters alone."""
         stack = self._replace(learning=learning)
-        encoder: Any = stack.encoder
-        if encoder is None or stack.asks(("encoder",)):
+        if stack.encoder is None or stack.asks(("encoder",)):
             return stack
-        return stack._replace(encoder=HeldModule(encoder))
+        return stack._replace(encoder=HeldModule(stack.encoder))
 
     @property
     def levels(self) -> range:

@@ -15,7 +15,24 @@ from localgrad.core.params import Leaves, placed, under
 from localgrad.core.passes.contraction import contract, outer
 from localgrad.core.passes.disturb import Signals
 from localgrad.core.passes.heard import Part
-from localgrad.core.passes.reward import leaving
+from localgrad.core.passes.reward import leaving, ongoing
+
+
+def paid_for(
+    part: Part, signals: list[jax.Array], gaps: jax.Array, paid: jax.Array
+) -> list[jax.Array]:
+    """Signals of a part's nodes times what they are paid by, summed over copies, [W, B, D].
+
+    Args:
+        part: the part; nodes that reach the loss of their own step alone are paid by its gaps.
+        signals: of each node, [W, K, B, D].
+        gaps: of each step, [W, K, B].
+        paid: what other nodes are paid, [W, K, B].
+    """
+    return [
+        jnp.einsum("wkb,wkb...->wb...", (gaps if instant else paid).astype(z.dtype), z)
+        for z, instant in zip(signals, part.instant, strict=True)
+    ]
 
 
 def correlated(part: Part, params: Leaves, signals: list[jax.Array]) -> Leaves:
@@ -87,7 +104,8 @@ def carried(
     return kept
 
 
-def recalled(entering: jax.Array, eligibility: Leaves) -> Leaves:
+def recalled(gaps: jax.Array, reset: jax.Array | None, eligibility: Leaves) -> Leaves:
     """What the gaps of a window, [W, K, B], pay of what was eligible before it, by path."""
+    entering = gaps if reset is None else jnp.where(ongoing(reset), gaps, 0)
     paid = entering.sum(0)
     return {p: jnp.einsum("kb,kb...->...", paid.astype(e.dtype), e) for p, e in eligibility.items()}

@@ -13,19 +13,19 @@ import jax
 import jax.numpy as jnp
 
 from localgrad.core.contract.noise import beginning, require_key, step_keys
-from localgrad.core.frame import Frame, Recipe, Window
+from localgrad.core.frame import Frame, Recipe, Window, even_windows
 from localgrad.core.model.stack import Stack
-from localgrad.core.params import Leaves, accumulator, added, placed, under
+from localgrad.core.params import Leaves, added, placed, under
 from localgrad.core.passes import disturb
-from localgrad.core.passes.correlation import carried, correlated, recalled
+from localgrad.core.passes.correlation import carried, correlated, paid_for, recalled
 from localgrad.core.passes.disturb import Noise
 from localgrad.core.passes.heard import Heard, hear
-from localgrad.core.passes.reward import earlier, later, ongoing
-from localgrad.core.steps import even_window, length, merge_steps, over_samples
+from localgrad.core.passes.reward import earlier, later
+from localgrad.core.steps import length, merge_steps, over_samples
 from localgrad.rules.perturbation.norms import normalised
 from localgrad.rules.perturbation.reached import (
+    blank_eligibility,
     credits_of,
-    lasting,
     require_heard,
     require_reached,
 )
@@ -95,7 +95,7 @@ def recipe_of(options: Options, told: dict[str, Any]) -> Recipe:
         settings=told,
         remember=functools.partial(_nothing_yet, options),
         draw=lambda params: beginning(options.key),
-        default_window=lambda stack, params, steps, alone: even_window(steps),
+        default_window=even_windows,
         screen=lambda stack, params: require_reached(options.rule, options.exact_readout, stack),
     )
 
@@ -151,17 +151,10 @@ def _some_samples(
     gaps = ran.gaps
     signals = noise if options.norm is None else normalised(options.norm, at.inputs, ran.activity)
     paid, returned = _paid(options.credit, gaps, returned, at.reset)
-    posts = [
-        [
-            jnp.einsum("wkb,wkb...->wb...", (gaps if instant else paid).astype(z.dtype), z)
-            for z, instant in zip(zs, part.instant, strict=True)
-        ]
-        for part, zs in zip(at.disturbed, signals, strict=True)
-    ]
+    posts = [paid_for(part, zs, gaps, paid) for part, zs in zip(at.disturbed, signals, strict=True)]
     if options.credit == "step":
         return (posts, {}), (ran.deviation, {}, returned)
-    entering = gaps if at.reset is None else jnp.where(ongoing(at.reset), gaps, 0)
-    due = {} if frame.opening else recalled(entering, eligibility)
+    due = {} if frame.opening else recalled(gaps, at.reset, eligibility)
     if not frame.closing:
         eligibility = carried(at.disturbed, at.params, at.reset, signals, eligibility)
     return (posts, due), (ran.deviation, eligibility, returned)
@@ -192,19 +185,11 @@ def _exact(frame: Frame, window: Window, clean: Heard) -> Leaves:
 def _nothing_yet(options: Options, stack: Stack, params: Leaves, x: Any) -> dict[str, Any]:
     """What is remembered at the start of B sequences."""
     copies = (options.samples, len(options.noise.signs))
-    batch = length(x)
-    eligibility = {}
-    if options.credit != "step":
-        eligibility = {
-            path: jnp.zeros(
-                (options.samples, batch, *params[path].shape), accumulator(params[path])
-            )
-            for path in dict.fromkeys(lasting(stack, params))
-        }
+    batch, later = length(x), options.credit != "step"
     floating = jnp.promote_types(jnp.result_type(float), jnp.float32)
     total = options.credit == "total"
     return {
         "deviation": jax.tree.map(lambda a: jnp.zeros((*copies, *a.shape), a.dtype), stack.initial),
-        "eligibility": eligibility,
+        "eligibility": blank_eligibility(stack, params, options.samples, batch) if later else {},
         "returned": jnp.zeros((options.samples, batch), floating) if total else None,
     }

@@ -12,18 +12,18 @@ import jax
 import jax.numpy as jnp
 
 from localgrad.core.contract.noise import beginning, require_key, step_keys
-from localgrad.core.frame import Frame, Recipe, Window
+from localgrad.core.frame import Frame, Recipe, Window, even_windows
 from localgrad.core.model.stack import Stack
-from localgrad.core.params import Leaves, accumulator, added
+from localgrad.core.params import Leaves, added
 from localgrad.core.passes import disturb
-from localgrad.core.passes.correlation import carried, correlated, recalled
+from localgrad.core.passes.correlation import carried, correlated, paid_for, recalled
 from localgrad.core.passes.heard import Nudges, Part, hear
-from localgrad.core.passes.reward import later, ongoing
-from localgrad.core.steps import even_window, length
+from localgrad.core.passes.reward import later
+from localgrad.core.steps import length
 from localgrad.rules.perturbation.copies import Options
 from localgrad.rules.perturbation.reached import (
+    blank_eligibility,
     credits_of,
-    lasting,
     require_heard,
     require_reached,
 )
@@ -76,7 +76,7 @@ def recipe_of(options: Options, told: dict[str, Any]) -> Recipe:
         settings=told,
         remember=functools.partial(_nothing_yet, options),
         draw=functools.partial(_begun, options),
-        default_window=lambda stack, params, steps, alone: even_window(steps),
+        default_window=even_windows,
         finish=_finished,
         screen=lambda stack, params: require_reached(options.rule, False, stack),
         lone='with baseline="running_mean" the network itself is noisy. Use baseline="clean".',
@@ -107,13 +107,11 @@ def _process(options: Options, frame: Frame, state: LoneState, window: Window) -
     paid = gaps if options.credit == "step" else later(gaps, window.reset)
     grads: Leaves = {}
     for part, zs in zip(heard.parts, noise, strict=True):
-        posts = _paid(part, zs, gaps, paid)
-        grads |= _scaled(frame, correlated(part, params, posts))
+        grads |= _scaled(frame, correlated(part, params, paid_for(part, zs, gaps, paid)))
     eligibility = state.eligibility
     if options.credit == "causal":
-        entering = gaps if window.reset is None else jnp.where(ongoing(window.reset), gaps, 0)
         if not frame.opening:
-            grads = added(grads, _scaled(frame, recalled(entering, eligibility)))
+            grads = added(grads, _scaled(frame, recalled(gaps, window.reset, eligibility)))
         if not frame.closing:
             eligibility = carried(heard.parts, params, window.reset, noise, eligibility)
     state = state._replace(
@@ -135,14 +133,6 @@ def _abstract(run: Any) -> list[Part]:
 
     shapes = jax.eval_shape(drives)
     return [p._replace(drives=own, received=[]) for p, own in zip(parts, shapes, strict=True)]
-
-
-def _paid(part: Part, zs: list[jax.Array], gaps: jax.Array, paid: jax.Array) -> list[jax.Array]:
-    """The noise of a part's nodes times what it is paid by, [W, B, D]."""
-    return [
-        jnp.einsum("wkb,wkb...->wb...", (gaps if instant else paid).astype(z.dtype), z)
-        for z, instant in zip(zs, part.instant, strict=True)
-    ]
 
 
 def _scaled(frame: Frame, grads: Leaves) -> Leaves:
@@ -180,11 +170,8 @@ def _begun(options: Options, params: Leaves) -> dict[str, Any]:
 
 def _nothing_yet(options: Options, stack: Stack, params: Leaves, x: Any) -> dict[str, Any]:
     """What is remembered at the start of B sequences."""
-    paths = lasting(stack, params) if options.credit == "causal" else ()
+    causal = options.credit == "causal"
     return {
-        "eligibility": {
-            path: jnp.zeros((1, length(x), *params[path].shape), accumulator(params[path]))
-            for path in dict.fromkeys(paths)
-        },
+        "eligibility": blank_eligibility(stack, params, 1, length(x)) if causal else {},
         "counting": jnp.zeros((), bool),
     }

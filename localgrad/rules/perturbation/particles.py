@@ -12,13 +12,13 @@ import jax
 import jax.numpy as jnp
 
 from localgrad.core.contract.noise import beginning, drawn, require_key
-from localgrad.core.frame import Frame, Recipe, Window
+from localgrad.core.frame import Frame, Recipe, Window, even_windows
 from localgrad.core.model.stack import Stack
 from localgrad.core.params import Leaves, Path, accumulator
 from localgrad.core.passes.alone import Stretch, disturb_each
 from localgrad.core.passes.disturb import Noise, Scored
 from localgrad.core.passes.run import run
-from localgrad.core.steps import even_window, length, over_samples
+from localgrad.core.steps import length, over_samples
 
 
 class ParticleState(NamedTuple):
@@ -111,7 +111,7 @@ def recipe_of(options: Options, told: dict[str, Any]) -> Recipe:
         settings=told,
         remember=functools.partial(_nothing_yet, options),
         draw=lambda params: beginning(options.key),
-        default_window=lambda stack, params, steps, alone: even_window(steps),
+        default_window=even_windows,
     )
 
 

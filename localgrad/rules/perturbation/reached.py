@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import jax.numpy as jnp
+
 from localgrad.core.model.locality import require_layers
 from localgrad.core.model.stack import Stack
 from localgrad.core.model.synapses import OUTPUT
-from localgrad.core.params import Leaves, Path
+from localgrad.core.params import Leaves, Path, accumulator
 from localgrad.core.passes.heard import Part, unheard
 
 
@@ -24,6 +26,14 @@ def lasting(stack: Stack, params: Leaves) -> Iterator[Path]:
             prefix + site.layer.path for site in cell.sites if not (highest and site.role == OUTPUT)
         ]
         yield from (path for path in params if any(path[: len(h)] == h for h in heads))
+
+
+def blank_eligibility(stack: Stack, params: Leaves, samples: int, batch: int) -> Leaves:
+    """That of B sequences that begin, by whole path [K, B, ...]."""
+    return {
+        path: jnp.zeros((samples, batch, *params[path].shape), accumulator(params[path]))
+        for path in dict.fromkeys(lasting(stack, params))
+    }
 
 
 def require_reached(rule: str, exact_readout: bool, stack: Stack) -> None:
