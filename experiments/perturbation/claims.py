@@ -42,6 +42,7 @@ def of_variance(points: Sequence[Point]) -> list[Claim]:
     flat, steep = abs(exponents["wp"]), [exponents["np_total"], exponents["np_causal"]]
     pairs = [(_at(points, "anp_step", p), p) for p in points if p.kind == "np_step"]
     shares = [anp.measured / node.measured for anp, node in pairs]
+    resynced = [_at(points, "np_resync", node).measured / node.measured for _, node in pairs]
     return [
         *claims,
         Claim(
@@ -54,6 +55,12 @@ def of_variance(points: Sequence[Point]) -> list[Claim]:
             "variance: under step credit ANP's is less than NP's, at every size",
             f"{min(shares):.2f} to {max(shares):.2f} of it",
             bool(max(shares) < 1),
+        ),
+        Claim(
+            "variance: of NP under step credit it is less where copies begin each step from the "
+            "clean carry, at every size",
+            f"{min(resynced):.2f} to {max(resynced):.2f} of it",
+            bool(max(resynced) < 1),
         ),
     ]
 

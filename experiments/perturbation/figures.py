@@ -28,6 +28,7 @@ STYLES: dict[str, dict[str, Any]] = {
     "np_causal16": {"color": BLUE, "linestyle": MANY, "linewidth": 2.2},
     "np_total": {"color": "#56B4E9"},
     "np_step": {"color": BLUE, "linestyle": STEP},
+    "np_resync": {"color": BLUE, "linestyle": MANY},
     "wp": {"color": ORANGE},
     "wp16": {"color": ORANGE, "linestyle": MANY, "linewidth": 2.2},
     "anp_causal": {"color": GREEN},

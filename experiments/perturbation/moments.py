@@ -77,13 +77,16 @@ def node_moments(linear: Linear, credit: str, activity: bool) -> Moments:
 
     Args:
         linear: the network.
-        credit: "step", "causal" or "total"; the readout's is always of its step.
+        credit: "step", "causal" or "total", the readout's being always of its step, or "resync":
+            of its step, which has seen no earlier noise.
         activity: whether signals are all that changed, and not the noise alone.
     """
+    steps, units, size = linear.nodes[0].shape
     own = linear.losses
+    if credit == "resync":
+        credit, own = "step", own * jnp.repeat(jnp.eye(steps), size // steps, axis=1)
     later = jnp.cumsum(own[::-1], axis=0)[::-1]
     paid = {"step": own, "causal": later, "total": jnp.broadcast_to(later[:1], own.shape)}[credit]
-    steps, units, size = linear.nodes[0].shape
     noise = jnp.eye(size).reshape(steps, size // steps, size)
     signals = linear.nodes if activity else (noise[:, :units], noise[:, units:])
     hidden, readout = (

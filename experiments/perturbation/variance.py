@@ -74,11 +74,14 @@ def _weights(model: Any, key: jax.Array) -> localgrad.LearningRule:
     return localgrad.weight_perturbation(model, optax.l2_loss, antithetic=False, **_told(key))
 
 
-def _nodes(credit: str) -> Kind:
-    def make(model: Any, key: jax.Array) -> localgrad.LearningRule:
-        return localgrad.node_perturbation(model, optax.l2_loss, credit=credit, **_told(key))
+def _nodes(name: str) -> Kind:
+    resync = name == "resync"
 
-    return Kind(f"NP, {credit}", make, lambda linear: node_moments(linear, credit, activity=False))
+    def make(model: Any, key: jax.Array) -> localgrad.LearningRule:
+        told: dict[str, Any] = {"credit": "step" if resync else name, "resync": resync}
+        return localgrad.node_perturbation(model, optax.l2_loss, **told, **_told(key))
+
+    return Kind(f"NP, {name}", make, lambda linear: node_moments(linear, name, activity=False))
 
 
 def _activity(credit: str) -> Kind:
@@ -99,6 +102,7 @@ KINDS: dict[str, Kind] = {
     "np_total": _nodes("total"),
     "np_causal": _nodes("causal"),
     "np_step": _nodes("step"),
+    "np_resync": _nodes("resync"),
     "anp_causal": _activity("causal"),
     "anp_step": _activity("step"),
 }

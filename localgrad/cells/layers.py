@@ -10,6 +10,7 @@ Letters: B batch, L layers, H units of a layer, H_l those of layer l.
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -63,22 +64,51 @@ def through(ys: Several, weights: Several) -> Several:
     return jnp.einsum("...li,lij->...lj", ys, weights)
 
 
-def outer(pre: jax.Array, post: jax.Array, dtype: Any) -> jax.Array:
-    """The outer products [I, J] of pre [B, I] and post [B, J], summed over examples."""
-    return jnp.einsum("bi,bj->ij", pre, post, preferred_element_type=dtype)
+def outer(
+    radius: float | None, pre: jax.Array, post: jax.Array, dtype: Any, gain: float = 1.0
+) -> jax.Array:
+    """The outer products of pre [B, I] and post [B, J], summed over examples and scaled down.
+
+    Args:
+        radius: the largest Frobenius norm, or None for any. Where there are fewer pairs of examples
+            than numbers in the sum, they tell its norm, `|X'Y|^2 = sum (X X') * (Y Y')`, so that no
+            number has to be read again.
+        pre: [B, I].
+        post: [B, J].
+        dtype: in which to sum.
+        gain: what the sum is multiplied by; it is scaled down both before and after that.
+
+    Returns:
+        The matrix [I, J].
+    """
+    found = jnp.einsum("bi,bj->ij", pre, post, preferred_element_type=dtype)
+    if radius is None:
+        return gain * found
+    if len(pre) <= min(found.shape):
+        pairs = [jnp.matmul(a, a.T, preferred_element_type=dtype) for a in (pre, post)]
+        square = jnp.maximum(jnp.sum(pairs[0] * pairs[1]), 0)  # not below 0 by rounding
+    else:
+        square = jnp.sum(found * found)
+    norm = max(1.0, abs(gain)) * jnp.sqrt(square)
+    return found * (gain * radius / jnp.maximum(norm, radius))
 
 
-def outers(pres: Several, posts: Several, dtype: Any) -> Several:
+def outers(
+    radius: float | None, pres: Several, posts: Several, dtype: Any, gain: float = 1.0
+) -> Several:
     """`outer` of each layer.
 
     Args:
+        radius: the largest Frobenius norm of each, or None for any.
         pres: arrays [B, I_l] of n layers, or [B, n, I].
         posts: arrays [B, J_l] of as many, or [B, n, J].
         dtype: in which to sum.
+        gain: as of `outer`.
 
     Returns:
         Matrices [I_l, J_l], or [n, I, J].
     """
+    one = functools.partial(outer, radius, dtype=dtype, gain=gain)
     if isinstance(pres, tuple):
-        return tuple(outer(a, b, dtype) for a, b in zip(pres, posts, strict=True))
-    return jnp.einsum("bli,blj->lij", pres, posts, preferred_element_type=dtype)
+        return tuple(one(a, b) for a, b in zip(pres, posts, strict=True))
+    return jax.vmap(one, (1, 1))(pres, posts)

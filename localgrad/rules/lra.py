@@ -232,35 +232,34 @@ def learned(
         Of each matrix its update.
     """
     dtype = accumulator(weights.W1)
-    clip = functools.partial(_clipped, options.update_radius)
-    clipped = functools.partial(jax.tree.map, clip)
+    one = functools.partial(outer, options.update_radius, dtype=dtype)
+    each = functools.partial(outers, options.update_radius, dtype=dtype)
     pre = before.state if options.presynaptic == "corrected" else before.activity
     residual = jax.tree.map(jnp.subtract, now.activity, now.state)
     post = _weighed(residual, step.weight)
     errors = _weighed(errors, step.weight)
     below = lower(post) if options.w_error == "residual" else errors.layers
-    W1 = clip(outer(now.activity.first, errors.frame, dtype))
-    W = clipped(outers(now.activity.rest, below, dtype))
+    W1 = one(now.activity.first, errors.frame)
+    W = each(now.activity.rest, below)
     if options.error_rule == "transpose":
-        E1, E = jax.tree.map(lambda w: options.gamma * jnp.swapaxes(w, -1, -2), (W1, W))
+        E1 = one(errors.frame, now.activity.first, gain=options.gamma)
+        E = each(below, now.activity.rest, gain=options.gamma)
     else:
         last = jax.tree.map(jnp.subtract, before.activity, before.state)
         change = jax.tree.map(lambda a, b: -options.gamma * (a - b.astype(a.dtype)), residual, last)
-        E1 = outer(errors.frame, change.first, dtype)
-        E = outers(errors.layers, change.rest, dtype)
-    if options.error_rule == "temporal" or abs(options.gamma) > 1:  # else W's clipping did for E
-        E1, E = clipped((E1, E))
+        E1 = one(errors.frame, change.first)
+        E = each(errors.layers, change.rest)
     x = step.inputs.astype(post.first.dtype)
     return Weights(
         W1=W1,
         E1=E1,
-        M1=clip(outer(x, post.first, dtype)),
-        V1=clip(outer(pre.first, post.first, dtype)),
+        M1=one(x, post.first),
+        V1=one(pre.first, post.first),
         W=W,
         E=E,
-        M=None if weights.M is None else clipped(outers(lower(pre), post.rest, dtype)),
-        V=clipped(outers(pre.rest, post.rest, dtype)),
-        U=None if weights.U is None else clipped(outers(pre.rest, lower(post), dtype)),
+        M=None if weights.M is None else each(lower(pre), post.rest),
+        V=each(pre.rest, post.rest),
+        U=None if weights.U is None else each(pre.rest, lower(post)),
     )
 
 
@@ -274,14 +273,6 @@ def _weighed(tree: Any, weight: jax.Array | None) -> Any:
         return jnp.where(w != 0, a * w, jnp.zeros_like(a))
 
     return jax.tree.map(weigh, tree)
-
-
-def _clipped(radius: float | None, update: jax.Array) -> jax.Array:
-    """Matrices [..., I, J], each scaled down to a Frobenius norm if it is larger."""
-    if radius is None:
-        return update
-    norm = jnp.sqrt(jnp.sum(update * update, axis=(-2, -1), keepdims=True))
-    return update * (radius / jnp.maximum(norm, radius))
 
 
 def _credits(options: Options, model: PTNCN, stack: Stack, params: Leaves) -> dict[Path, str]:

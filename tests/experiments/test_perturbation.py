@@ -272,7 +272,8 @@ def test_the_table_has_rows_and_floors():
 
 def test_a_variance_that_is_not_theorys_fails_its_claim():
     sizes = [(8, steps) for steps in variance.STEPS] + [(n, 20) for n in variance.UNITS if n != 8]
-    scale = {"wp": 0, "np_total": 1, "np_causal": 1, "np_step": 0, "anp_causal": 1, "anp_step": 0}
+    scale = {"wp": 0, "np_total": 1, "np_causal": 1, "anp_causal": 1}
+    scale |= {"np_step": 0, "np_resync": 0, "anp_step": 0}
     points = [
         variance.Point(kind, n, t, v := (1 + (kind == "np_step")) * t**power, 0.0, v, 1.0)
         for n, t in sizes
@@ -314,9 +315,9 @@ def test_a_short_run_measures_variances(tmp_path, capsys, monkeypatch):
     found = perturbation.run(
         perturbation.Config(parts=("variance",), workers=1, short=True, results=tmp_path)
     )
-    assert "slope" in capsys.readouterr().out and len(found) == 8
+    assert "slope" in capsys.readouterr().out and len(found) == 10
     points = json.loads((tmp_path / "results.json").read_text())["variance"]
-    assert len(points) == 3 * 6
+    assert len(points) == 3 * 7
     assert all(0.5 < point["measured"] / point["predicted"] < 1.5 for point in points)
     assert (tmp_path / "variance.png").read_bytes().startswith(b"\x89PNG")
 

@@ -1,10 +1,10 @@
 """Perturbation rules beside the authors' code (B = 1, float64) and an independent NumPy program.
 
 Draws are fed. The network of `b1_*` has fixed matrices D0 and D1 before its input and behind its
-units. What the authors scale by the learning rate and 1 / scale is scaled so here. Keys of total
-credit with activity, which nothing here offers, and of weights are not used, nor are those of noise
-that restarts from the clean state at each step and of decorrelation with full covariances; that of
-the norm over a trajectory is `norm="variance"` times one number, as tested.
+units. What the authors scale by the learning rate and 1 / scale is scaled so here. Not used are the
+keys of total credit with activity and with weights, and of decorrelation with full covariances,
+which nothing here offers; that of the norm over a trajectory is `norm="variance"` times one number,
+as tested.
 """
 
 import functools
@@ -151,6 +151,11 @@ def test_node_perturbation(credit):
     found = learned(rule_of(localgrad.node_perturbation, credit=credit), to_nodes())
     holds(found, f"b1_np_{credit}_g{{}}", "AR")
     holds(found, "b1_np_step_g{}", "C")  # a readout is paid by its own step, whatever the credit
+
+
+def test_node_perturbation_whose_noise_ends_with_its_step():
+    rule = rule_of(localgrad.node_perturbation, credit="step", resync=True)
+    holds(learned(rule, to_nodes()), "b1_np_resync_g{}")
 
 
 @pytest.mark.parametrize("credit", ["step", "causal"])

@@ -198,15 +198,18 @@ def of_noise(given):
     return np.asarray(jax.jacobian(lambda z: losses(z)[0])(blank)), list(map(np.asarray, received))
 
 
-@pytest.mark.parametrize("credit", ["causal", "step", "total"])
+@pytest.mark.parametrize("credit", ["causal", "step", "resync", "total"])
 def test_the_variance_of_node_perturbation_counts_nodes_and_steps(credit):
     """By Isserlis' theorem: noise z enters node n at step t, which is paid by the sum of losses
     a_t . z and pays x_t."""
     given = network(nn.SimpleCell(N, param_dtype=jnp.float64), batch=1)
     given = (*given[:2], given[2]._replace(reset=None))
     owed, received = of_noise(given)
-    exact = (localgrad.tbptt, {"horizon": 1}) if credit == "step" else (localgrad.bptt, {})
     paid = {"causal": np.triu(np.ones((T, T))), "step": np.eye(T), "total": np.ones((T, T))}
+    resync = credit == "resync"
+    if resync:  # a step's loss owes nothing to the noise of others
+        credit, owed = "step", np.einsum("ts,tsk->tsk", np.eye(T), owed)
+    exact = (localgrad.tbptt, {"horizon": 1}) if credit == "step" else (localgrad.bptt, {})
     wanted = 0.0
     for x, units, pays in zip(
         received, (slice(N), slice(N, None)), (paid[credit], np.eye(T)), strict=True
@@ -221,10 +224,53 @@ def test_the_variance_of_node_perturbation_counts_nodes_and_steps(credit):
         noise="gaussian",
         scale=1e-4,
         credit=credit,
+        resync=resync,
         exact=exact,
     )
     wanted /= float(optax.tree.norm(updates_of(exact[0], given, **exact[1]), squared=True))
     assert abs(found - wanted) < min(4 * error, 0.05 * wanted)
+
+
+def test_noise_that_ends_with_its_step_varies_less_and_means_the_same():
+    given = network(nn.SimpleCell(N, param_dtype=jnp.float64), batch=1)
+    exact = (localgrad.tbptt, {"horizon": 1})
+    wanted = updates_of(exact[0], given, **exact[1])
+    vary = functools.partial(
+        relative_variance, localgrad.node_perturbation, given, scale=1e-4, credit="step"
+    )
+    (lasting, error), (ending, _) = vary(exact=exact), vary(exact=exact, resync=True)
+    assert ending < lasting - 4 * error
+    count = T * (N + OUT)
+    told = {"samples": count, "window": T, "credit": "step", "scale": 1e-4 / np.sqrt(count)}
+    found = updates_of(
+        localgrad.node_perturbation,
+        given,
+        unit_vectors(1),
+        antithetic=True,
+        resync=True,
+        **told,
+    )
+    chex.assert_trees_all_close(found, wanted, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("antithetic", [False, True])
+def test_noise_that_ends_with_its_step_needs_no_memory_of_it(antithetic):
+    model, params, batch = network()
+    told = {"key": jax.random.key(3), "credit": "step", "resync": True, "samples": 2}
+    told |= {"antithetic": antithetic, "reduction": "sum"}
+    whole = localgrad.node_perturbation(model, optax.squared_error, **told)
+    wanted, _ = whole(params, whole.init(params), batch)
+    for window in (1, 3):
+        rule = localgrad.node_perturbation(
+            model, optax.squared_error, batch_size=B, window=window, **told
+        )
+        state, total = rule.init(params), jax.tree.map(jnp.zeros_like, params)
+        assert state.deviation is None and not state.eligibility
+        for piece in (slice(0, 2), slice(2, None)):
+            part = jax.tree.map(lambda a, piece=piece: a[:, piece], batch)
+            found, state = rule(params, state, part)
+            total = jax.tree.map(jnp.add, total, found)
+        chex.assert_trees_all_close(total, wanted, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("credit", ["step", "causal"])
@@ -516,6 +562,8 @@ def test_drives_that_are_summed_are_one_node():
                 ({"readout": "exact"}, "readout must be one of .*'perturb'"),
             )
         ),
+        (localgrad.node_perturbation, {"resync": True}, 'needs credit="step"; got credit=.causal'),
+        (localgrad.node_perturbation, {"resync": 1}, "resync must be True or False; got 1"),
         (localgrad.node_perturbation, {"antithetic": 1}, "antithetic must be True or False; got 1"),
         (localgrad.node_perturbation, {"key": 0}, "key must be a typed PRNG key"),
         (

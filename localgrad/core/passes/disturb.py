@@ -32,11 +32,14 @@ class Noise(NamedTuple):
         kind: as of `drawn`.
         scale: its standard deviation; None for noise so small that a derivative tells its effect.
         signs: 1 and, if antithetic, -1.
+        resync: whether copies begin each step from the clean carry, so that noise ends with its
+            step.
     """
 
     kind: str
     scale: float | None
     signs: tuple[float, ...]
+    resync: bool = False
 
 
 class Scored(NamedTuple):
@@ -115,9 +118,11 @@ class Copies(NamedTuple):
     """What noisy copies of a window tell.
 
     Attributes:
-        deviation: how far their carries are from the clean ones after it, leaves [K, S, B, ...].
+        deviation: how far their carries are from the clean ones after it, leaves [K, S, B, ...],
+            or None where they begin each step from these.
         gaps: [W, K, B], as of `Scored.gaps`.
-        activity: how much each node's drive differs from the clean one's.
+        activity: how much each node's drive differs from the clean one's; of copies whose noise
+            lasts.
     """
 
     deviation: Any
@@ -155,7 +160,7 @@ def disturb(how: Noise, at: Window, deviation: Any, noise: Signals) -> Copies:
     Args:
         how: they are disturbed.
         at: the window.
-        deviation: of their carries before it, leaves [K, S, B, ...].
+        deviation: of their carries before it, leaves [K, S, B, ...], or None.
         noise: in units of its standard deviation.
 
     Returns:
@@ -165,8 +170,10 @@ def disturb(how: Noise, at: Window, deviation: Any, noise: Signals) -> Copies:
         return _tangents(at, deviation, noise)
 
     def copy(deviation: Any, noise: Signals, sign: jax.Array) -> tuple[Any, Any, Signals]:
-        carries = jax.tree.map(jnp.add, at.carries, deviation)
         nudges = nudges_of(at.disturbed, noise, sign * how.scale)
+        if how.resync:
+            return None, _each_step(at, nudges), []
+        carries = jax.tree.map(jnp.add, at.carries, deviation)
         heard = hear(at.stack, at.params, carries, at.inputs, at.reset, nudges)
         apart = jax.tree.map(jnp.subtract, heard.carries, at.clean.carries)
         return apart, heard.outputs, _activity(heard.parts, at.disturbed)
@@ -179,9 +186,19 @@ def disturb(how: Noise, at: Window, deviation: Any, noise: Signals) -> Copies:
     def mean(a: jax.Array) -> jax.Array:
         return jnp.einsum("s,wksb...->wkb...", average.astype(a.dtype), a)
 
-    return Copies(
-        restarted(apart), at.scored.gaps(how, outputs), [list(map(mean, row)) for row in activity]
-    )
+    apart = None if how.resync else restarted(apart)
+    return Copies(apart, at.scored.gaps(how, outputs), [list(map(mean, row)) for row in activity])
+
+
+def _each_step(at: Window, nudges: Nudges) -> Any:
+    """Outputs [W, B, ...] of steps that all begin from the clean carry: one run side by side."""
+
+    def step(carries: Any, x: Any, nudges: Nudges) -> Any:
+        x, nudges = jax.tree.map(lambda a: a[None], (x, nudges))
+        outputs = hear(at.stack, at.params, carries, x, None, nudges).outputs
+        return jax.tree.map(lambda a: a[0], outputs)
+
+    return jax.vmap(step)(at.clean.entered, at.inputs, nudges)
 
 
 def _tangents(at: Window, deviation: Any, noise: Signals) -> Copies:

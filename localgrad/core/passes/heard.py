@@ -51,12 +51,14 @@ class Heard(NamedTuple):
 
     Attributes:
         carries: each cell's carry after it.
+        entered: for each cell, the carry that entered each step, after any reset, leaves [W, B, N].
         parts: encoder, cells, readout, as far as there are any.
         ys: the highest cell's outputs, leaves [W, B, ...].
         outputs: the model's, leaves [W, B, ...].
     """
 
     carries: tuple[Any, ...]
+    entered: tuple[Any, ...]
     parts: list[Part]
     ys: Any
     outputs: Any
@@ -96,7 +98,7 @@ def hear(
         nudge = given[len(stack.cells)]
         part, outputs = _memoryless(stack, "readout", stack.readout, params, ys, nudge)
         parts.append(part)
-    return Heard(last, parts, ys, outputs)
+    return Heard(last, tuple(tape.carries for tape in tapes), parts, ys, outputs)
 
 
 def _cell(stack: Stack, params: Leaves, level: int, tape: Tape) -> Part:

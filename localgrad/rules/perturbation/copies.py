@@ -38,7 +38,8 @@ class NodeState(NamedTuple):
         loss: mean loss of the last call, without noise.
         carry: the model's carry without noise (streaming), or None.
         initial_carry: the model's initial carry (streaming), or None.
-        deviation: how far each noisy copy's carry is from it, leaves [K, S, B, ...] (streaming).
+        deviation: how far each noisy copy's carry is from it, leaves [K, S, B, ...] (streaming),
+            or None where copies begin each step from it.
         eligibility: by parameter path [K, B, ...], the noise (or activity) of the sequence so far
             times what the synapse received (streaming).
         returned: [K, B], the loss differences of the sequence so far (`credit="total"`), or None.
@@ -188,8 +189,9 @@ def _nothing_yet(options: Options, stack: Stack, params: Leaves, x: Any) -> dict
     batch, later = length(x), options.credit != "step"
     floating = jnp.promote_types(jnp.result_type(float), jnp.float32)
     total = options.credit == "total"
+    apart = jax.tree.map(lambda a: jnp.zeros((*copies, *a.shape), a.dtype), stack.initial)
     return {
-        "deviation": jax.tree.map(lambda a: jnp.zeros((*copies, *a.shape), a.dtype), stack.initial),
+        "deviation": None if options.noise.resync else apart,
         "eligibility": blank_eligibility(stack, params, options.samples, batch) if later else {},
         "returned": jnp.zeros((options.samples, batch), floating) if total else None,
     }

@@ -29,6 +29,7 @@ def node_perturbation(
     antithetic: bool = False,
     noise: str = "rademacher",
     credit: str = "causal",
+    resync: bool = False,
     readout: str = "perturb",
     baseline: str = "clean",
     samples_at_once: int | None = None,
@@ -50,6 +51,11 @@ def node_perturbation(
 
     averaged over K samples. What reaches the loss of its own step alone, such as a readout, is
     always paid by that one. A reset ends the sums.
+
+    With `resync=True`, for step credit, copies begin each step from the clean carry. What earlier
+    noise did to a loss, which step credit cannot tell from what its own did, is then not there: the
+    mean stays and the variance no longer grows with the memory of the network. Nothing has to be
+    run one step after another but the clean copy.
 
     With `baseline="running_mean"` there is no clean copy, as in an animal or on a chip: the network
     itself is noisy, and d_t is its loss at step t less the mean loss of the calls before, over
@@ -88,6 +94,7 @@ def node_perturbation(
             even order in the noise drops out of every sample.
         noise: `"gaussian"` or `"rademacher"` (-1 or 1 times the scale).
         credit: `"causal"`, `"step"` or `"total"`.
+        resync: let noisy copies begin each step from the clean carry; with step credit alone.
         readout: `"perturb"`, or `"exact"` for the gradient of the readout of a `Network`.
         baseline: what losses are compared with, `"clean"` or `"running_mean"`. The latter has one
             noisy copy of each example, causal or step credit, and a perturbed readout.
@@ -137,14 +144,15 @@ def node_perturbation(
     require_choice("readout", readout, READOUTS)
     require_choice("baseline", baseline, BASELINES)
     told = {"scale": scale, "samples": samples, "antithetic": antithetic, "noise": noise}
-    told |= {"credit": credit, "readout": readout, "baseline": baseline}
+    told |= {"credit": credit, "resync": resync, "readout": readout, "baseline": baseline}
     told |= {"samples_at_once": samples_at_once}
+    _require_step_credit(resync, credit)
     require_samples(samples, samples_at_once)
     if baseline == "running_mean":
-        _require_lone(samples, antithetic, credit, readout)
+        _require_lone(samples, antithetic, credit, resync, readout)
     options = Options(
         rule="node_perturbation",
-        noise=noise_of(scale, noise, antithetic),
+        noise=noise_of(scale, noise, antithetic, resync),
         samples=samples,
         at_once=samples_at_once,
         credit=credit,
@@ -157,13 +165,26 @@ def node_perturbation(
     return windowed_rule(model, loss, recipe, **common, example=example)
 
 
-def _require_lone(samples: int, antithetic: bool, credit: str, readout: str) -> None:
+def _require_step_credit(resync: bool, credit: str) -> None:
+    """Raises where noise that ends with its step is held to account for later losses."""
+    if not isinstance(resync, bool):
+        raise ValueError(f"resync must be True or False; got {resync!r}.")
+    if resync and credit != "step":
+        raise ValueError(
+            f'resync=True needs credit="step"; got credit={credit!r}. Noise that ends with its '
+            'step brings about no later loss. Use credit="step", or resync=False.'
+        )
+
+
+def _require_lone(samples: int, antithetic: bool, credit: str, resync: bool, readout: str) -> None:
     """Raises for what one noisy network without a clean copy cannot do."""
-    told = {"samples": samples, "antithetic": antithetic, "credit": credit, "readout": readout}
+    told = {"samples": samples, "antithetic": antithetic, "credit": credit}
+    told |= {"resync": resync, "readout": readout}
     fitting = {
         "samples": (1,),
         "antithetic": (False,),
         "credit": CREDITS[:2],
+        "resync": (False,),
         "readout": READOUTS[:1],
     }
     for name, value in told.items():

@@ -9,14 +9,14 @@ from localgrad.core.contract.noise import NOISES
 from localgrad.core.passes.disturb import Noise
 
 
-def noise_of(scale: Any, kind: Any, antithetic: Any) -> Noise:
+def noise_of(scale: Any, kind: Any, antithetic: Any, resync: bool = False) -> Noise:
     """How a model is disturbed; raises for what no noise can be."""
     hint = "It is the noise's standard deviation; try 0.01."
     scale = number("scale", scale, "be positive and finite", hint)
     require_choice("noise", kind, NOISES)
     if not isinstance(antithetic, bool):
         raise ValueError(f"antithetic must be True or False; got {antithetic!r}.")
-    return Noise(kind, scale, (1.0, -1.0) if antithetic else (1.0,))
+    return Noise(kind, scale, (1.0, -1.0) if antithetic else (1.0,), resync)
 
 
 def infinitesimal(kind: Any) -> Noise:
