@@ -86,7 +86,7 @@ def outer(
         return gain * found
     if len(pre) <= min(found.shape):
         pairs = [jnp.matmul(a, a.T, preferred_element_type=dtype) for a in (pre, post)]
-        square = jnp.maximum(jnp.sum(pairs[0] * pairs[1]), 0)  # not below 0 by rounding
+        square = jnp.maximum(jnp.vdot(*pairs), 0)  # not below 0 by rounding
     else:
         square = jnp.sum(found * found)
     norm = max(1.0, abs(gain)) * jnp.sqrt(square)
