@@ -210,6 +210,10 @@ APART: dict[str, tuple[Callable[..., localgrad.LearningRule], str]] = {
         "it learns the matrices of Decorrelation layers alone, and follows no gradient",
     ),
     "force": (localgrad.force, "its updates depend on all that it saw, and so do not add up"),
+    "dni": (
+        localgrad.dni,
+        "its predictor learns from all that it saw, and its numbers depend on its horizon",
+    ),
 }
 """Rules that have no row, and why: a row is tried on every model, and its updates with the same
 parameters are added up over the pieces of a stream. Their tests lie in `tests/rules`."""

@@ -28,6 +28,7 @@ from localgrad.rules.perturbation.forward import forward_gradient
 from localgrad.rules.perturbation.nodes import activity_perturbation, node_perturbation
 from localgrad.rules.perturbation.weights import pes, weight_perturbation
 from localgrad.rules.readout import readout_only
+from localgrad.rules.synthetic import dni
 from localgrad.train import evaluate, learn, reset_state
 
 __all__ = [
@@ -53,6 +54,7 @@ __all__ = [
     "compare",
     "decorrelation",
     "deep_eprop",
+    "dni",
     "eprop",
     "evaluate",
     "fit_ridge",
