@@ -66,7 +66,7 @@ def dni(
     loss: Loss,
     *,
     horizon: int = 1,
-    predicts: str = "total",
+    predicts: str = "future",
     sees: str = "targets",
     predictor_optimizer: optax.GradientTransformation | None = None,
     refresh: int = 5,
@@ -76,26 +76,29 @@ def dni(
 ) -> LearningRule:
     r"""DNI: truncated backpropagation whose end is given a learned prediction of future credit.
 
-    After every `horizon` = h steps, with `s` the model's whole carry, `y*` the step's target and
-    `q` the credit that the step's own loss gives to s, a linear predictor A tells what all losses
-    from that step on will say of s, and backpropagation over the h steps begins with that::
+    After every `horizon` = h steps, with `s` the model's whole carry and `y*` the step's target, a
+    linear predictor A tells what all later losses will say of s, and backpropagation over the h
+    steps begins with that::
 
-        p_t    = [s_t, y*_t, 1] A                        in place of dL/ds_t, q_t included
-        update = sum_{k=t-h+1..t} c_k (x) pre_k          c_t from p_t, then backward in time
+        p_t    = [s_t, y*_t, 1] A                        in place of dL_{>t}/ds_t
+        update = sum_{k=t-h+1..t} c_k (x) pre_k          c_k from p_t and the losses, backward
 
-    A learns that its last prediction, h steps ago, should have been what h steps more now say, by a
-    copy of A that is renewed every `refresh` predictions::
+    A learns that its last prediction, h steps ago, should have been the credit `c` of the carry
+    that entered these h steps, by a copy of A that is renewed every `refresh` predictions::
 
-        A  <-  one step of `predictor_optimizer` on 1/2 |p_{t-h} - (q_{t-h} + c_{t-h})|^2 / B
+        A  <-  a step of `predictor_optimizer` on 1/2 |p_{t-h} - c_{t-h}|^2 / B
 
-    before the new prediction is used, with `c_{t-h}` the credit of the carry that entered, by the
-    copy's prediction. A step with `horizon=1` is the published online algorithm. With
-    `predicts="future"` (Jaderberg's) A predicts the later losses only and `q_t` is added exactly.
+    and only then makes the new prediction. With `predicts="total"`, `p_t` stands for the credit by
+    the loss of step t too, and `c_{t-h}` holds that loss's; so, with `horizon=1` and `optax.sgd`,
+    it is the online algorithm of Marschall, Cho and Savin, number by number.
 
     *Estimates* BPTT's gradient, with a bias: A is linear, is behind what it predicts, and learns
     from its own predictions (bootstrapping), so that nothing bounds the error while it learns. It
-    begins at zero, where `predicts="future"` is BPTT cut every h steps, and `"total"` with h = 1
-    credits no cell. An episodic call knows its end: nothing is predicted there, and a call of T <= h
+    begins at zero, which is BPTT cut every h steps (and with `predicts="total"` and h = 1 no credit
+    at all). Measured on tasks with lags of 3 to 7 steps, a rate network (N = 32, alpha = 0.3) and
+    fixed parameters, after 3000 steps of 8 streams: cosine to BPTT .996 with h = 1 and .998 with
+    h = 5, where `snap` had .92, `eprop` .92 and `tbptt(horizon=1)` .85, whatever it predicts or
+    sees. While parameters learn, A is behind them. An episodic call knows its end: nothing is predicted there, and a call of T <= h
     steps is BPTT and teaches A nothing. A stream's reset is not foreseen; it teaches A that nothing
     followed. The readout gets its exact gradient. *Costs* two backward passes, and O(n^2) numbers
     and operations for the predictor, whatever the number of parameters; memory grows with h.
@@ -109,9 +112,8 @@ def dni(
         loss: `(outputs [B, ...], targets [B, ...]) -> [B]` or `[B, ...]`, the loss of one time
             step for each example, such as `optax.l2_loss`; trailing axes are averaged.
         horizon: h, the time steps that exact credit travels before a prediction takes over.
-        predicts: `"total"`, of the carry's credit by this step's loss and all later ones, which
-            needs cells whose output is an array of their carry, as those of Flax; or `"future"`,
-            by the later ones alone.
+        predicts: `"future"`, the carry's credit by later losses; or `"total"`, by this step's loss
+            too, which needs cells whose output is an array of their carry, as those of Flax.
         sees: beside the carry, `"targets"`: of the outputs' shape, or class ids, seen one-hot; or
             `"error"`, the loss's derivative by the outputs, which works with any targets.
         predictor_optimizer: the optimizer of A, such as `optax.sgd(0.01)`, which is the published
@@ -184,7 +186,7 @@ def dni(
 
 
 def _sizes(stack: Stack) -> tuple[int, int]:
-    """n of the carry and O of the outputs, for one example."""
+    """How many numbers one example's carry holds, and its outputs."""
     carry, outputs = (
         sum(leaf.size // leaf.shape[0] for leaf in jax.tree.leaves(tree))
         for tree in (stack.initial, stack.outputs)

@@ -71,6 +71,7 @@ def dni(case, name, network=network_of):
     return localgrad.dni(
         network(case),
         LOSSES[case],
+        predicts="total",
         predictor_optimizer=optax.sgd(0.01),
         refresh=REFRESH[name],
         batch_size=1,
