@@ -98,10 +98,11 @@ def dni(
     at all). Measured on tasks with lags of 3 to 7 steps, a rate network (N = 32, alpha = 0.3) and
     fixed parameters, after 3000 steps of 8 streams: cosine to BPTT .996 with h = 1 and .998 with
     h = 5, where `snap` had .92, `eprop` .92 and `tbptt(horizon=1)` .85, whatever it predicts or
-    sees. While parameters learn, A is behind them. An episodic call knows its end: nothing is predicted there, and a call of T <= h
-    steps is BPTT and teaches A nothing. A stream's reset is not foreseen; it teaches A that nothing
-    followed. The readout gets its exact gradient. *Costs* two backward passes, and O(n^2) numbers
-    and operations for the predictor, whatever the number of parameters; memory grows with h.
+    sees. While parameters learn, A is behind them. An episodic call knows its end: nothing is
+    predicted there, and a call of T <= h steps is BPTT and teaches A nothing. A stream's reset is
+    not foreseen; it teaches A that nothing followed. The readout gets its exact gradient. *Costs*
+    two backward passes, and O(n^2) numbers and operations for the predictor, whatever the number of
+    parameters; memory grows with h.
 
     Unlike other rules' windows, h changes the numbers: split a stream into multiples of h steps and
     nothing changes but the rounding. The predictor does not depend on `reduction`.
