@@ -104,6 +104,7 @@ RULES: dict[str, Rule] = {
     "bptt": Rule(localgrad.bptt, "BPTT", "bptt", windowed=False, fast=True, models=None),
     "rtrl": Rule(localgrad.rtrl, "RTRL", "bptt", {}, ("complex",), dense=True, models=None),
     "snap": Rule(localgrad.snap, "SnAp-1", "diagonal", {}, _LOCAL, fast=True),
+    "mdgl": Rule(localgrad.mdgl, "MDGL", "once", {}, _LOCAL),
     "eprop": Rule(localgrad.eprop, "e-prop, symmetric", "cut", {}, _LOCAL, fast=True, models=None),
     "eprop_random": Rule(
         localgrad.eprop,

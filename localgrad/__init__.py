@@ -24,6 +24,7 @@ from localgrad.rules.eligibility import eprop, rflo, snap
 from localgrad.rules.force import force
 from localgrad.rules.influence import rtrl
 from localgrad.rules.lra import lra
+from localgrad.rules.modulated import mdgl
 from localgrad.rules.perturbation.forward import forward_gradient
 from localgrad.rules.perturbation.nodes import activity_perturbation, node_perturbation
 from localgrad.rules.perturbation.weights import pes, weight_perturbation
@@ -64,6 +65,7 @@ __all__ = [
     "label_decorrelation",
     "learn",
     "lra",
+    "mdgl",
     "mix",
     "node_perturbation",
     "pes",

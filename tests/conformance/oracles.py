@@ -136,9 +136,10 @@ def tbptt(model: Any, params: Any, steps: Steps, horizon: Any, longest: int = 7)
 # ------------------------------------------------------------------------------------------------
 # Cells, written out: credit on its way back through a recurrent layer is cut or thinned out.
 
-EXACT, CUT, DIAGONAL, HELD = "exact", "cut", "diagonal", "held"
-"""What a recurrent layer sends back: all, nothing, or each unit's credit to itself. A cell that is
-`HELD` takes its carry for a constant altogether: credit passes only within the time step."""
+EXACT, CUT, DIAGONAL, ONCE, HELD = "exact", "cut", "diagonal", "once", "held"
+"""What a recurrent layer sends back: all, nothing, each unit's credit to itself, or `ONCE` all from
+a step's outputs and nothing from what goes on. A cell that is `HELD` takes its carry for a constant
+altogether: credit passes only within the time step."""
 
 Params = dict[str, Any]
 
@@ -319,7 +320,10 @@ def levels(net: Net, params: Params, steps: Steps, hows: list[str]) -> tuple[lis
             carry = choose(reset, initial, carry)
             if how == HELD:
                 carry = sg(carry)
-            return CELLS.get(name, name)(own, carry, x, EXACT if how == HELD else how)
+            cell = CELLS.get(name, name)
+            if how == ONCE:
+                return cell(own, carry, x, CUT)[0], cell(own, carry, x, EXACT)[1]
+            return cell(own, carry, x, EXACT if how == HELD else how)
 
         zs = jax.lax.scan(body, initial, (zs, steps.reset))[1]
         found.append(zs)

@@ -322,7 +322,9 @@ def require_constant_leak(cell: Anatomy, found: Findings, name: str, rule: str) 
         )
 
 
-def own_entries(cell: Anatomy, found: Findings, name: str) -> dict[int, tuple[int, int]]:
+def own_entries(
+    cell: Anatomy, found: Findings, name: str, rule: str = "snap"
+) -> dict[int, tuple[int, int]]:
     """Where the units lie in the pre of each recurrent synapse: the entry of unit 0, and N.
 
     Raises:
@@ -340,9 +342,9 @@ def own_entries(cell: Anatomy, found: Findings, name: str) -> dict[int, tuple[in
         in_a_row &= not strays(found.meetings.pres[i], np.where(places < units, places, -1))
         if site.layer.kind not in ("Dense", "Linear") or not in_a_row:
             raise ValueError(
-                f"snap cannot credit {name} ({cell.module.name}): layer "
+                f"{rule} cannot credit {name} ({cell.module.name}): layer "
                 f"{'/'.join(site.layer.path)} ({site.layer.kind}) does not receive the units as "
-                "entries in a row, so it has no diagonal. Use localgrad.eprop."
+                "entries in a row, so it has no weight from unit to unit. Use localgrad.eprop."
             )
         entries[i] = (start, units)
     return entries

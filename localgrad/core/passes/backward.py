@@ -100,7 +100,7 @@ def sweep_units(
         q_ys: credit of the outputs, leaves [W, K, B, ...].
         live: the S carry leaves through which a unit remembers.
         probes: S, or 0 for none.
-        method: how credit passes the recurrent synapses, cut or along the diagonal.
+        method: how credit passes the recurrent synapses: cut, once, or along the diagonal.
 
     Returns:
         Credit of the carry that leaves each step, leaves [W, K + probes, B, N], and of the live
@@ -142,7 +142,7 @@ def _unit_dynamics(
     carry, x, drives = merge_steps((tape.carries, tape.xs, tape.drives))
     leaves, treedef = jax.tree.flatten(carry)
 
-    def step(*alive: jax.Array) -> tuple[list, Any]:
+    def step(params: Leaves, method: Method, *alive: jax.Array) -> tuple[list, Any]:
         full = list(leaves)
         for k, leaf in zip(live, alive, strict=True):
             full[k] = leaf
@@ -150,9 +150,13 @@ def _unit_dynamics(
         new, y = replay(cell, params, method, whole, x, drives)
         return [jax.tree.leaves(new)[k] for k in live], y
 
-    (out, y), pull = jax.vjp(step, *(leaves[k] for k in live))
+    alive = [leaves[k] for k in live]
+    (out, y), pull = jax.vjp(functools.partial(step, params, method), *alive)
     none, still = [jnp.zeros_like(leaf) for leaf in out], jax.tree.map(jnp.zeros_like, y)
-    entering = jax.vmap(lambda q: pull((none, q)))(_rows_first(q_ys))
+    shown = pull
+    if method.by is not None:
+        _, shown = jax.vjp(functools.partial(step, method.by, WHOLE), *alive)
+    entering = jax.vmap(lambda q: shown((none, q)))(_rows_first(q_ys))
     jacobian = [
         pull(([jnp.ones_like(leaf) if j == i else leaf for j, leaf in enumerate(none)], still))
         for i in range(len(live))

@@ -34,7 +34,7 @@ from localgrad.core.passes.backward import (
     unowned_whole,
 )
 from localgrad.core.passes.contraction import contract, outer, pres
-from localgrad.core.passes.forward import DIAGONAL, Method
+from localgrad.core.passes.forward import DIAGONAL, ONCE, Method
 from localgrad.core.passes.run import Level
 from localgrad.core.steps import even_window, examples_first, one_row, over_examples, row
 
@@ -67,7 +67,7 @@ def method_of(cut: str, stack: Stack, params: Leaves, level: int) -> Method:
 
 def live_leaves(cell: Anatomy, cut: str) -> list[int]:
     """The carry leaves whose past a parameter's eligibility must remember."""
-    return [k for k, alive in enumerate(cell.live) if alive or cut == DIAGONAL]
+    return [k for k, alive in enumerate(cell.live) if alive or cut in (DIAGONAL, ONCE)]
 
 
 def silent(cell: Anatomy, params: Leaves, carry: Any, cut: str) -> Leaves:
@@ -123,7 +123,7 @@ def learn_units(
         at: the cell.
         q_y: learning signal of its outputs, leaves [W, B, N].
         eligibility: before the window, leaves [B, S, ...].
-        method: how credit passes the recurrent synapses: cut, or along the diagonal.
+        method: how credit passes the recurrent synapses: cut, once, or along the diagonal.
         opening: the eligibilities before the window are known to be zero.
         closing: those after it are not needed.
 

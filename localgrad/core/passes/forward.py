@@ -25,7 +25,7 @@ from localgrad.core.model.synapses import (
 from localgrad.core.params import Leaves, under
 from localgrad.core.steps import length, merge_steps, select, split_steps
 
-EXACT, CUT, DIAGONAL = "exact", "cut", "diagonal"
+EXACT, CUT, DIAGONAL, ONCE = "exact", "cut", "diagonal", "once"
 
 Entries = dict[int, tuple[int, int]]
 """By call number of a recurrent synapse: the entry of pre that is unit 0, and N."""
@@ -35,12 +35,15 @@ class Method(NamedTuple):
     """How credit passes the recurrent synapses of a cell.
 
     Attributes:
-        cut: `EXACT` lets all of it pass, `CUT` none, `DIAGONAL` what each unit sends to itself.
+        cut: `EXACT` lets all of it pass, `CUT` none, `DIAGONAL` what each unit sends to itself,
+            `ONCE` that of a step's outputs, one step back and no further.
         entries: for `DIAGONAL`, where the units lie in pre.
+        by: for `ONCE`, the cell's parameters with those that credit passes by.
     """
 
     cut: str
     entries: Entries
+    by: Leaves | None = None
 
 
 WHOLE = Method(EXACT, {})
@@ -176,7 +179,7 @@ def replay(
         if site.reads_x:
             drive = graft(drive, layer.apply(own, frozen[i]))
         if cut == DIAGONAL:
-            weight = _own_weight(_in_use(layer, own, pre), *method.entries[i], pre)
+            weight = _own_weight(kernel_in_use(layer, own, pre), *method.entries[i], pre)
             drive = graft(drive, weight.astype(drive.dtype))
         return drive
 
@@ -184,7 +187,7 @@ def replay(
     return jax.tree.map(lambda a, b: a.astype(b.dtype), new, carry), y
 
 
-def _in_use(layer: Layer, leaves: Leaves, pre: jax.Array) -> jax.Array:
+def kernel_in_use(layer: Layer, leaves: Leaves, pre: jax.Array) -> jax.Array:
     """A layer's kernel, 0 where the layer masks it."""
     kernel = leaves[("kernel",)]
     ones = jnp.ones((1, *pre.shape[1:]), pre.dtype)

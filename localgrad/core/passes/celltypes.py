@@ -1,0 +1,91 @@
+"""Types of units: recurrent weights as far as a pair of types tells them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from localgrad.core.model.synapses import Anatomy
+from localgrad.core.params import Leaves, placed, under
+from localgrad.core.passes.forward import Entries, kernel_in_use
+
+
+def require_types(types: Any) -> None:
+    """Raises for what no model can use as the types of its units."""
+    every = types.values() if isinstance(types, Mapping) else types
+    several = isinstance(types, Mapping | Sequence) and not all(np.ndim(t) == 0 for t in every)
+    for labels in every if several else [types]:
+        if isinstance(labels, jax.core.Tracer):
+            raise ValueError("types must be known when the rule is made; got a traced array.")
+        given = np.asarray(labels)
+        if given.ndim != 1 or not np.issubdtype(given.dtype, np.integer) or (given < 0).any():
+            raise ValueError(
+                "types must be integers of 0 or more, one for each unit, (N,), or such an array "
+                f"for each cell; got dtype {given.dtype} and shape {given.shape}."
+            )
+
+
+def types_by_name(rule: str, types: Any, units: Mapping[str, int]) -> dict[str, np.ndarray]:
+    """The types of each cell's units, by its name.
+
+    Args:
+        rule: the rule's name, for messages.
+        types: one array for a model of one cell, or one a cell, in a sequence or by name.
+        units: N of each cell.
+
+    Returns:
+        Labels (N,) by name.
+    """
+    if isinstance(types, Mapping):
+        given = dict(types)
+    elif isinstance(types, Sequence) and not all(np.ndim(t) == 0 for t in types):
+        given = dict(zip(units, types, strict=False)) if len(types) == len(units) else {}
+    else:
+        given = dict.fromkeys(list(units)[:1], types)
+    shapes = {name: np.shape(labels) for name, labels in given.items()}
+    if shapes != {name: (count,) for name, count in units.items()}:
+        raise ValueError(
+            f"{rule}: types must label every unit of every cell, (N,) = {dict(units)}; got "
+            f"shapes {shapes or f'of {len(types)} cells'}."
+        )
+    return {name: np.asarray(labels) for name, labels in given.items()}
+
+
+def by_types(cell: Anatomy, params: Leaves, types: np.ndarray, entries: Entries) -> Leaves:
+    """The parameters, with each recurrent weight replaced by the mean of its pair of types.
+
+    The mean is over the weights of that pair, and gate, that are not zero; those that are stay so.
+
+    Args:
+        cell: its anatomy.
+        params: its parameters.
+        types: (N,).
+        entries: where the units lie in the pre of each recurrent synapse.
+
+    Returns:
+        The parameters.
+    """
+    kinds = jax.nn.one_hot(types, int(types.max()) + 1, dtype=jnp.float32)
+    found = dict(params)
+    for i, (start, units) in entries.items():
+        layer = cell.sites[i].layer
+        own = under(params, layer.path)
+        kernel = kernel_in_use(layer, own, jnp.ones((1, own[("kernel",)].shape[0])))
+        weights = kernel[start : start + units].reshape(units, -1, units)  # [from, gate, to]
+        means = _means(weights, kinds.astype(kernel.dtype))[types][:, :, types]
+        means = jnp.where(weights != 0, means, 0).reshape(units, -1)
+        found |= placed({("kernel",): kernel.at[start : start + units].set(means)}, layer.path)
+    return found
+
+
+def _means(weights: jax.Array, kinds: jax.Array) -> jax.Array:
+    """Means [K, gates, K] of what is not zero in weights [N, gates, N], by kinds [N, K]."""
+
+    def total(a: jax.Array) -> jax.Array:
+        return jnp.einsum("pgq,pa,qb->agb", a, kinds, kinds)
+
+    return total(weights) / jnp.maximum(total((weights != 0).astype(weights.dtype)), 1)
