@@ -1,4 +1,8 @@
-"""MDGL: e-prop, and credit that units tell those that they hear from, one step back."""
+"""MDGL: e-prop, and credit that units tell those that they hear from, one step back.
+
+ModProp (Liu et al., 2022, https://arxiv.org/abs/2206.01338), which sends such credit on over more
+steps by filters of a constant activation slope, is not here.
+"""
 
 from __future__ import annotations
 
@@ -60,19 +64,22 @@ def mdgl(
 
     With e-prop's eligibilities `e_t` of the outputs of unit p, its learning signals `L_t`, and
     `h_j,t` how the output of unit j responds to its recurrent drive, each unit tells those that it
-    hears from what it did to the loss, by the weight `w_jp`, or its mean over units of their types::
+    hears from what it did to the loss, by the weight `w_jp` or its mean over units of both types::
 
         G_p,t  = sum_j w_jp h_j,t+1 L_j,t+1
         update = sum_t (L_p,t + G_p,t) e_p,t
 
     What is told at t + 1 meets the eligibility of t, which is kept: nothing waits for the future.
 
-    *Estimates* BPTT's gradient with every path through more than one recurrent synapse after the
-    parameter's own cut, and those through one where it is not passed in the step of the loss:
-    biased, with no variance; with `types`, also by what weights differ within a pair of types.
-    Exact where a loss reaches no further back. Measured on a rate network (N = 32, alpha = 0.3) and
-    lags of 3 to 7 steps: MEASURED. In a stack, lower cells and the encoder are credited as by
-    `eprop`. Readout parameters get their exact gradient. *Costs* what `snap` costs (one eligibility
+    *Estimates* BPTT's gradient with every path through recurrent synapses cut but those through a
+    single one, after the parameter's own, in the step of the loss: biased, with no variance; with
+    `types`, also by how weights differ within a pair of types. Units that keep nothing are credited
+    as by `tbptt(horizon=2)`. Measured on rate networks (N = 32, lags of 3 to 7 steps, 10 seeds),
+    cosine to BPTT beside `eprop` and `snap`: .97, .93, .93 with alpha = 0.3; .94, .92, .92 with 0.1;
+    .91, .78, .79 with 1. By two types, excitatory and inhibitory, .955 (alpha = 0.3) where that
+    is the sign of a unit's weights; where signs are mixed, weights average out and nothing is gained
+    (.93). In a stack, lower cells and the encoder are credited as by `eprop`. Readout parameters
+    get their exact gradient. *Costs* what `snap` costs (one eligibility
     for each parameter, example and state component), and a product with the recurrent weights.
 
     Args:
