@@ -75,12 +75,12 @@ def mdgl(
     single one, after the parameter's own, in the step of the loss: biased, with no variance; with
     `types`, also by how weights differ within a pair of types. Units that keep nothing are credited
     as by `tbptt(horizon=2)`. Measured on rate networks (N = 32, lags of 3 to 7 steps, 10 seeds),
-    cosine to BPTT beside `eprop` and `snap`: .97, .93, .93 with alpha = 0.3; .94, .92, .92 with 0.1;
-    .91, .78, .79 with 1. By two types, excitatory and inhibitory, .955 (alpha = 0.3) where that
-    is the sign of a unit's weights; where signs are mixed, weights average out and nothing is gained
-    (.93). In a stack, lower cells and the encoder are credited as by `eprop`. Readout parameters
-    get their exact gradient. *Costs* what `snap` costs (one eligibility
-    for each parameter, example and state component), and a product with the recurrent weights.
+    cosine to BPTT beside `eprop` and `snap`: .97, .93, .93 (alpha = 0.3); .94, .92, .92 (0.1); .91,
+    .78, .79 (1). By two types, excitatory and inhibitory, .955 beside .93 (alpha = 0.3) where a
+    unit's weights have its type's sign; where signs are mixed their means vanish, and nothing is
+    gained. In a stack, lower cells and the encoder are credited as by `eprop`. Readout parameters
+    get their exact gradient. *Costs* what `snap` costs (one eligibility for each parameter, example
+    and state component), and a product with the recurrent weights.
 
     Args:
         model: a Flax cell: a Linen module as it is, an NNX cell through `localgrad.from_nnx`, or a
