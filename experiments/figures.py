@@ -21,6 +21,7 @@ STYLES: dict[str, dict[str, Any]] = {
     "bptt": {"color": "#000000", "linewidth": 2.6},
     "rtrl": {"color": "#E69F00", "linestyle": (0, (3, 2)), "linewidth": 2.0},
     "snap": {"color": "#56B4E9"},
+    "mdgl": {"color": "#56B4E9", "linestyle": (0, (4, 2))},
     "eprop": {"color": "#009E73"},
     "eprop_random": {"color": "#009E73", "linestyle": (0, (4, 2))},
     "rflo": {"color": "#CC79A7", "linestyle": (0, (1, 1)), "linewidth": 2.2},
