@@ -140,6 +140,7 @@ def holds(case: Case, updates: Any, exact: dict, batch: Batch, streaming: bool =
     return draws.assert_mean(draws.sample(draw), {group: exact[group] for group in updates})
 
 
+@pytest.mark.every_pair
 def test_a_stream_gives_what_the_oracle_gives(case, batch, whole):
     holds(case, groups(whole[0]), expected(case, batch), batch)
 
@@ -152,6 +153,7 @@ def test_an_episode_gives_what_the_oracle_gives(case):
     chex.assert_trees_all_equal_structs(state, rule.init(built.params))
 
 
+@pytest.mark.every_pair
 def test_a_split_changes_nothing_or_truncates(case, batch, whole):
     # Each length of a call is compiled, so there are but few, and on few models.
     others = {TELLING[0]: [ROUGH], "rate_alpha": [RAGGED]}.get(case.model, [])
@@ -220,11 +222,10 @@ def _over(flags: np.ndarray, a: np.ndarray) -> np.ndarray:
     return flags.reshape(flags.shape + (1,) * (a.ndim - 2))
 
 
-@pytest.mark.parametrize("example", [0, B - 1])
-def test_a_reset_is_a_fresh_start_of_that_example(case, batch, example):
+def test_a_reset_is_a_fresh_start_of_that_example(case, batch):
     if RULES[case.rule].random:
         pytest.skip("noise differs from step to step; the mean with resets is held to the oracle")
-    at = T - 4
+    at, example = T - 4, B - 1
     here = np.arange(B) == example
     reset = np.zeros((B, T), bool)
     reset[example, at] = True
