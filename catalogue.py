@@ -43,6 +43,8 @@ class Rule(NamedTuple):
         random: whether the updates themselves are drawn, and not just, say, feedback weights.
         windowed: whether it takes `window`; otherwise each call is its horizon, and a split
             truncates.
+        gridded: whether what it draws depends on where windows end, so that a stream gives the same
+            numbers only if it is split between them.
         dense: whether its influence has N S P numbers, which is slow at the sizes of others.
         deep: whether it differs only in a stack from another rule.
         fast: whether it claims to take no longer than BPTT at N = 128, B = 16, T = 1000.
@@ -60,6 +62,7 @@ class Rule(NamedTuple):
     keyed: bool = False
     random: bool = False
     windowed: bool = True
+    gridded: bool = False
     dense: bool = False
     deep: bool = False
     fast: bool = False
@@ -184,6 +187,39 @@ RULES: dict[str, Rule] = {
         keyed=True,
         random=True,
         models=(),
+    ),
+    "uoro": Rule(
+        localgrad.uoro,
+        "UORO",
+        "bptt",
+        {"window": 16},
+        ("complex",),
+        keyed=True,
+        random=True,
+        gridded=True,
+        models=("embed",),
+    ),
+    "kf_rtrl": Rule(
+        localgrad.kf_rtrl,
+        "KF-RTRL",
+        "bptt",
+        {},
+        _LOCAL,
+        keyed=True,
+        random=True,
+        gridded=True,
+        models=("gru",),
+    ),
+    "ok": Rule(
+        localgrad.ok,
+        "OK({rank})",
+        "bptt",
+        {"rank": 2},
+        _LOCAL,
+        keyed=True,
+        random=True,
+        gridded=True,
+        models=("rate_alpha",),
     ),
     "readout_only": Rule(
         localgrad.readout_only,

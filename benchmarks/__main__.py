@@ -11,7 +11,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 CELL_NAMES = ("rate", "GRU", "ALIF")
-SECTION_NAMES = ("speed", "windows", "peers", "memory", "latency", "depth", "aligned", "samples")
+SECTION_NAMES = (
+    "speed",
+    "windows",
+    "peers",
+    "memory",
+    "latency",
+    "depth",
+    "aligned",
+    "samples",
+    "variance",
+)
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
@@ -21,7 +31,7 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m benchmarks",
         description="What localgrad's rules cost beside jitted Flax BPTT, in one process and, on a "
         "CPU, on one core: time, windows, peers, peak memory, latency of a step, depth, P-TNCN, "
-        "noisy samples.",
+        "noisy samples, variance.",
     )
     size = made.add_mutually_exclusive_group()
     size.add_argument("--quick", action="store_true", help="times N=128, T=1000 only")
@@ -90,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     kept = not options.fresh_pages and keep_pages()
     import jax
 
-    from benchmarks import aligned, harness, measures, peers, report, samples
+    from benchmarks import aligned, harness, measures, peers, report, samples, variance
 
     on_cpu = jax.default_backend() == "cpu"
     if not on_cpu:
@@ -116,6 +126,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "depth": measures.depth,
         "aligned": aligned.aligned,
         "samples": samples.samples,
+        "variance": variance.variance,
     }
     found = {name: [] for name in options.sections}
     for name in options.sections:

@@ -83,6 +83,12 @@ class Plan(NamedTuple):
         sampled_steps: their T.
         sampled_lengths: the T whose temporary memory is compared.
         sampled_window: the W of that, of which each T takes several.
+        varied_units: the N of the cell whose gradient's variance is measured.
+        varied_steps: its T.
+        varied_windows: the W.
+        varied_copies: the K that are averaged.
+        varied_ranks: the R of `ok`.
+        varied_draws: how many draws the variance is of.
         seconds: how long to repeat each comparison.
         clock: the clock to read.
     """
@@ -114,6 +120,12 @@ class Plan(NamedTuple):
     sampled_steps: int = 100
     sampled_lengths: Sequence[int] = (100, 200, 400, 800, 1600)
     sampled_window: int = 50
+    varied_units: int = 16
+    varied_steps: int = 100
+    varied_windows: Sequence[int] = (1, 10, 50)
+    varied_copies: Sequence[int] = (1, 8)
+    varied_ranks: Sequence[int] = (1, 2, 4, 8)
+    varied_draws: int = 400
     seconds: float = 3.0
     clock: Callable[[], float] = time.perf_counter
 

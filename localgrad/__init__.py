@@ -1,5 +1,6 @@
 """localgrad: learning rules for recurrent networks without backpropagation through time."""
 
+from localgrad.average import average
 from localgrad.cells.attentive import SABCell
 from localgrad.cells.decorrelated import DecorrelatedCell
 from localgrad.cells.diagonal import LRUCell
@@ -23,6 +24,7 @@ from localgrad.rules.deep import deep_eprop
 from localgrad.rules.eligibility import eprop, rflo, snap
 from localgrad.rules.force import force
 from localgrad.rules.influence import rtrl
+from localgrad.rules.kronecker import kf_rtrl, ok
 from localgrad.rules.lra import lra
 from localgrad.rules.modulated import mdgl
 from localgrad.rules.perturbation.forward import forward_gradient
@@ -30,6 +32,7 @@ from localgrad.rules.perturbation.nodes import activity_perturbation, node_pertu
 from localgrad.rules.perturbation.weights import pes, weight_perturbation
 from localgrad.rules.readout import readout_only
 from localgrad.rules.synthetic import dni
+from localgrad.rules.uoro import uoro
 from localgrad.train import evaluate, learn, reset_state
 
 __all__ = [
@@ -50,6 +53,7 @@ __all__ = [
     "SABCell",
     "binary_cross_entropy",
     "activity_perturbation",
+    "average",
     "bptt",
     "categorical_cross_entropy",
     "compare",
@@ -62,12 +66,14 @@ __all__ = [
     "force",
     "forward_gradient",
     "from_nnx",
+    "kf_rtrl",
     "label_decorrelation",
     "learn",
     "lra",
     "mdgl",
     "mix",
     "node_perturbation",
+    "ok",
     "pes",
     "readout_only",
     "reset_state",
@@ -76,5 +82,6 @@ __all__ = [
     "snap",
     "summary",
     "tbptt",
+    "uoro",
     "weight_perturbation",
 ]

@@ -179,6 +179,7 @@ def _rule(setup: Setup) -> LearningRule:
         credits=functools.partial(_credits, setup),
         narrow=functools.partial(_narrowed, setup),
         advice=recipe.advice,
+        draws="key" in recipe.state.outlives,
     )
 
 

@@ -164,7 +164,7 @@ def process_influence(
     grads |= seen.grads
     influence = state.influence
     if not frame.opening:
-        grads = added(grads, recalled(stack, influence, rows))
+        grads = added(grads, recalled(stack, influence, rows.loss_credit()))
     if not frame.closing:
         influence = carried(stack, frame.params, influence, rows, window.inputs)
     carry = stack.pack(seen.ran.carries)

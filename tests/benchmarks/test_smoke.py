@@ -5,7 +5,7 @@ import json
 import jax.numpy as jnp
 import pytest
 
-from benchmarks import aligned, harness, measures, peers, report, samples
+from benchmarks import aligned, harness, measures, peers, report, samples, variance
 from benchmarks.__main__ import CELL_NAMES, SECTION_NAMES, parser
 
 pytestmark = pytest.mark.long
@@ -36,6 +36,12 @@ PLAN = harness.Plan(
     sampled_steps=3,
     sampled_lengths=(4, 8),
     sampled_window=2,
+    varied_units=4,
+    varied_steps=6,
+    varied_windows=(1, 3),
+    varied_copies=(1, 2),
+    varied_ranks=(1,),
+    varied_draws=20,
     seconds=0.0,
 )
 BENCHMARKS = {
@@ -47,6 +53,7 @@ BENCHMARKS = {
     "depth": measures.depth,
     "aligned": aligned.aligned,
     "samples": samples.samples,
+    "variance": variance.variance,
 }
 
 

@@ -33,6 +33,7 @@ from tests.conformance.table import (
 
 close = functools.partial(chex.assert_trees_all_close, rtol=1e-10, atol=1e-10)
 STEPS = [1] * T
+WINDOW = 5
 ROUGH = [9, 1, 9, 1]
 RAGGED = [1, 3, 9, 1, 6]
 
@@ -66,7 +67,7 @@ def numpy(tree: Any) -> Any:
 
 def streaming(case: Case) -> Any:
     """The rule as it is streamed here: a whole call has 4 windows."""
-    return rule_of(case, streaming=True, window=5)
+    return rule_of(case, streaming=True, window=WINDOW)
 
 
 @functools.cache
@@ -132,7 +133,10 @@ def holds(case: Case, updates: Any, exact: dict, batch: Batch, streaming: bool =
 
     def draw(key: jax.Array) -> Any:
         rule = made(
-            case, functools.partial(row.make, key=key), streaming, window=5 if streaming else None
+            case,
+            functools.partial(row.make, key=key),
+            streaming,
+            window=WINDOW if streaming else None,
         )
         found = groups(rule(built.params, rule.init(built.params), batch)[0])
         return {group: found[group] for group in updates}
@@ -157,7 +161,8 @@ def test_an_episode_gives_what_the_oracle_gives(case):
 def test_a_split_changes_nothing_or_truncates(case, batch, whole):
     # Each length of a call is compiled, so there are but few, and on few models.
     others = {TELLING[0]: [ROUGH], "rate_alpha": [RAGGED]}.get(case.model, [])
-    for lengths in [STEPS, *others]:
+    between = [WINDOW, T - WINDOW]
+    for lengths in [between] if RULES[case.rule].gridded else [STEPS, *others]:
         updates, state = stream(case, batch, lengths)
         close(carried(state), carried(whole[1]))
         if RULES[case.rule].windowed:

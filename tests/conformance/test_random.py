@@ -75,8 +75,11 @@ def drawn(row: Rule, examples: slice = slice(None), count: int = draws.DRAWS) ->
     batch = jax.tree.map(lambda a: a[examples, :6], built.batch)
     batch = batch._replace(mask=jnp.ones(batch.inputs.shape[:2]))
 
+    options = {"window": 2} if row.gridded else {}  # in a single window it would draw nothing
+    options |= {"reduction": "sum", "example": built.example}
+
     def draw(key: jax.Array) -> Any:
-        rule = row.make(built.model, optax.l2_loss, key=key, reduction="sum", example=built.example)
+        rule = row.make(built.model, optax.l2_loss, key=key, **options)
         return groups(rule(built.params, rule.init(built.params), batch)[0])
 
     return draws.sample(draw, count)

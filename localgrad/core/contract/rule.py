@@ -71,6 +71,7 @@ class LearningRule(_Transformation):
         advice: which rule takes less memory, if this one takes much; shown there too.
         narrow: `(params -> paths) -> LearningRule`, the same rule for these parameters alone; all
             others get exact zeros. What `localgrad.mix` is made of.
+        draws: whether its updates are drawn from a key in its state.
 
     Example:
         >>> import flax.linen as nn, jax, jax.numpy as jnp, localgrad, optax
@@ -98,10 +99,11 @@ class LearningRule(_Transformation):
         credits: Credits,
         narrow: Callable[[Select], LearningRule],
         advice: str = "",
+        draws: bool = False,
     ) -> None:
         self.init, self.update = init, update
         self.name, self.settings, self.credits = name, dict(settings), credits
-        self.advice, self.narrow = advice, narrow
+        self.advice, self.narrow, self.draws = advice, narrow, draws
 
     # optax asks isinstance(rule, GradientTransformationExtraArgs) before it hands on `batch`. That
     # is a tuple, and JAX refers to what it compiles by weak references, which no tuple allows: so

@@ -8,6 +8,7 @@ Letters: B batch, W steps of the window, K credit rows, n numbers of a cell's ca
 from __future__ import annotations
 
 import functools
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -36,6 +37,11 @@ def _size(carry: Any) -> int:
     return sum(int(np.prod(leaf.shape[1:])) for leaf in jax.tree.leaves(carry))
 
 
+def carry_size(stack: Stack, level: int) -> int:
+    """How many numbers of an example a cell's carry holds."""
+    return _size(stack.initial[level])
+
+
 def reaching(stack: Stack, params: Leaves, level: int) -> list[Path]:
     """Paths of the parameters that reach a cell's carry: its own, and all below."""
     paths = stack.below(params, level)
@@ -47,29 +53,34 @@ def reaching(stack: Stack, params: Leaves, level: int) -> list[Path]:
     return list(dict.fromkeys([*paths, *(prefix + path for path in sorted(cell.unowned_reach))]))
 
 
-def _blocks(stack: Stack, params: Leaves, level: int, batch: int) -> dict[Path, tuple[int, ...]]:
+def _blocks(
+    stack: Stack, params: Leaves, level: int, batch: int, but: Collection[Path] = ()
+) -> dict[Path, tuple[int, ...]]:
     """Shapes of a cell's influence, by parameter path."""
-    size = _size(stack.initial[level])
-    return {path: (batch, size, *params[path].shape) for path in reaching(stack, params, level)}
+    size = carry_size(stack, level)
+    paths = [path for path in reaching(stack, params, level) if path not in but]
+    return {path: (batch, size, *params[path].shape) for path in paths}
 
 
-def no_influence(stack: Stack, params: Leaves, x: Any) -> dict[str, Leaves]:
-    """The influence at the start of B sequences, by cell and parameter path."""
+def no_influence(
+    stack: Stack, params: Leaves, x: Any, but: Collection[Path] = ()
+) -> dict[str, Leaves]:
+    """The influence at the start of B sequences, by cell and parameter path, but of some."""
     return {
         stack.name(level): {
             path: jnp.zeros(shape, accumulator(params[path]))
-            for path, shape in _blocks(stack, params, level, length(x)).items()
+            for path, shape in _blocks(stack, params, level, length(x), but).items()
         }
         for level in stack.levels
     }
 
 
-def influence_bytes(stack: Stack, params: Leaves, batch: int) -> int:
+def influence_bytes(stack: Stack, params: Leaves, batch: int, but: Collection[Path] = ()) -> int:
     """What the influence of B sequences takes."""
     return sum(
         int(np.prod(shape)) * accumulator(params[path]).itemsize
         for level in stack.levels
-        for path, shape in _blocks(stack, params, level, batch).items()
+        for path, shape in _blocks(stack, params, level, batch, but).items()
     )
 
 
@@ -86,7 +97,7 @@ def longest_window(stack: Stack, params: Leaves, steps: int) -> int:
 
 
 class Rows(NamedTuple):
-    """Row 0 is the loss; the rows after it are one for every number of every cell's carry.
+    """Row 0 is the loss; those after it are one for every number of every carry, or as given.
 
     Attributes:
         spans: for each cell, which rows start as its carry at the window's end.
@@ -104,9 +115,19 @@ class Rows(NamedTuple):
     unowned: list[Leaves]
     encoded: Any
 
+    def loss_credit(self) -> list[jax.Array]:
+        """For each cell, the loss's credit of the carry that entered the window, [B, n]."""
+        return [entering[:, 0] for entering in self.entering]
+
 
 def credit_rows(
-    stack: Stack, params: Leaves, ran: Pass, q_y: Any, methods: list[Method], closing: bool
+    stack: Stack,
+    params: Leaves,
+    ran: Pass,
+    q_y: Any,
+    methods: list[Method],
+    closing: bool,
+    probes: Sequence[Any] | None = None,
 ) -> tuple[Leaves, Rows]:
     """Sends the loss, and a row for every number of every carry, back through a window.
 
@@ -117,11 +138,13 @@ def credit_rows(
         q_y: credit of the highest cell's outputs, leaves [W, B, ...].
         methods: for each cell, how credit passes its recurrent synapses.
         closing: no rows but the loss are needed.
+        probes: for each cell, credit of the carry that leaves the window, leaves [K, B, ...]: K
+            rows in place of one for every number; or None.
 
     Returns:
         The gradients that the window itself gives, and the rows.
     """
-    visit = functools.partial(_visit, methods, closing)
+    visit = functools.partial(_visit, methods, closing, probes)
     grads, parts, q_x = descend(stack, params, ran.tapes, one_row(q_y), visit)
     encoded = None
     if stack.encoder is not None:
@@ -130,12 +153,20 @@ def credit_rows(
     return grads, Rows(*map(list, zip(*parts, strict=True)), encoded=encoded)
 
 
-def _visit(methods: list[Method], closing: bool, at: Level, q_y: Any) -> tuple[Leaves, tuple, Any]:
+def _visit(
+    methods: list[Method], closing: bool, probes: Any, at: Level, q_y: Any
+) -> tuple[Leaves, tuple, Any]:
     """One cell: its gradients, its part of the rows, and the credit of its input."""
     cell, own, tape, method = at.cell, at.params, at.tape, methods[at.number]
     count = jax.tree.leaves(q_y)[0].shape[1]  # rows so far: the loss and the cells above
     size = 0 if closing else _size(jax.tree.map(lambda a: a[0], tape.carries))
-    ends = _identity(tape.carries, count, size)
+    if probes is not None and not closing:
+        count, size = 1, length(probes[at.number])  # the same rows at every cell
+        ends = jax.tree.map(
+            lambda a: jnp.pad(a, [(1, 0), *[(0, 0)] * (a.ndim - 1)]), probes[at.number]
+        )
+    else:
+        ends = _identity(tape.carries, count, size)
     left, q_start = sweep(cell, own, tape, q_y, ends, method=method)
     credit = assign(cell, own, tape, q_y, left)
     received = pres(cell, own, tape)
@@ -144,7 +175,7 @@ def _visit(methods: list[Method], closing: bool, at: Level, q_y: Any) -> tuple[L
     learned |= {path: q[0].sum(0) for path, q in unowned.items()}
     part = (
         slice(count, count + size),
-        jnp.moveaxis(_flat(q_start), 1, 0),
+        jnp.moveaxis(side_by_side(q_start), 1, 0),
         examples_first(received, 1),
         jax.tree.map(example_row_step, credit.posts),
         examples_first(unowned, 1),
@@ -165,16 +196,16 @@ def _identity(carries: Any, rows: int, size: int) -> Any:
     return jax.tree.unflatten(treedef, found)
 
 
-def _flat(carry: Any) -> jax.Array:
+def side_by_side(carry: Any) -> jax.Array:
     """Leaves [K, B, ...] side by side: [K, B, n]."""
     return jnp.concatenate([a.reshape(*a.shape[:2], -1) for a in jax.tree.leaves(carry)], axis=-1)
 
 
-def recalled(stack: Stack, influence: Any, rows: Rows) -> Leaves:
-    """What the entering carries' credit adds by way of the influence."""
+def recalled(stack: Stack, influence: Any, credits: list[jax.Array]) -> Leaves:
+    """What credit of each cell's carry, [B, n], adds by way of the influence."""
     grads: Leaves = {}
     for level in stack.levels:
-        credit = rows.entering[level][:, 0].reshape(-1)
+        credit = credits[level].reshape(-1)
         for path, held in influence[stack.name(level)].items():
             flat = held.reshape(held.shape[0] * held.shape[1], -1)
             found = (credit.astype(flat.dtype) @ flat).reshape(held.shape[2:])
@@ -182,32 +213,34 @@ def recalled(stack: Stack, influence: Any, rows: Rows) -> Leaves:
     return grads
 
 
+def written(stack: Stack, params: Leaves, rows: Rows, x: Any) -> Leaves:
+    """What each row says of each parameter, for one example: by whole path, [K, ...]."""
+    found: Leaves = {}
+    for level, prefix in enumerate(stack.prefixes):
+        each = dict(rows.unowned[level])
+        if stack.cells[level].sites:
+            learn = functools.partial(
+                outer, stack.cells[level].sites, under(params, prefix), rows.received[level]
+            )
+            each |= jax.vmap(learn)(rows.posts[level])
+        found |= placed(each, prefix)
+    if stack.encoder is not None:
+        found |= encoded_each(stack.encoder, params, x, rows.encoded)
+    return found
+
+
 def carried(stack: Stack, params: Leaves, influence: Any, rows: Rows, xs: Any) -> Any:
     """M_T = A M_0 + M_window, block by block and example by example."""
 
     def one_example(at: tuple) -> Any:
         held, rows_b, x = at
-        written: Leaves = {}
-        for level, prefix in enumerate(stack.prefixes):
-            each = rows_b.unowned[level]
-            if stack.cells[level].sites:
-                each |= jax.vmap(
-                    lambda post, level=level, prefix=prefix: outer(
-                        stack.cells[level].sites,
-                        under(params, prefix),
-                        rows_b.received[level],
-                        post,
-                    )
-                )(rows_b.posts[level])
-            written |= placed(each, prefix)
-        if stack.encoder is not None:
-            written |= encoded_each(stack.encoder, params, x, rows_b.encoded)
+        found = written(stack, params, rows_b, x)
         new: dict[str, Leaves] = {}
         for level in stack.levels:
             name, span = stack.name(level), rows.spans[level]
             new[name] = {}
             for path, block in held[name].items():
-                total = written[path][span].astype(block.dtype)
+                total = found[path][span].astype(block.dtype)
                 for below in range(level + 1):
                     source = held[stack.name(below)].get(path)
                     if source is not None:

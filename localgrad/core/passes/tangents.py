@@ -10,8 +10,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from localgrad.core.model.stack import Stack
 from localgrad.core.model.synapses import INPUT, Anatomy
-from localgrad.core.params import Leaves
+from localgrad.core.params import Leaves, under
 from localgrad.core.passes.forward import WHOLE, Method, Tape, drive_inputs, replay
 from localgrad.core.steps import forget, length, merge_steps, response, split_steps
 
@@ -76,3 +77,27 @@ def _fed(cell: Anatomy, params: Leaves, tape: Tape, d_drives: list, d_xs: Any) -
         d + felt[i] if site.role == INPUT else d
         for i, (site, d) in enumerate(zip(cell.sites, d_drives, strict=True))
     ]
+
+
+def push_carries(stack: Stack, params: Leaves, tapes: list[Tape], d_starts: list[Any]) -> list[Any]:
+    """Sends tangents of the cells' carries through a window, from cell to cell as inputs.
+
+    Args:
+        stack: the model, taken apart.
+        params: its parameters.
+        tapes: of the forward pass, one a cell.
+        d_starts: for each cell, tangents of the carry that enters the window, leaves [K, B, ...].
+
+    Returns:
+        For each cell, tangents of the carry that leaves it, leaves [K, B, ...].
+    """
+    d_xs, d_ends = None, []
+    for level, (tape, d_start) in enumerate(zip(tapes, d_starts, strict=True)):
+        still = [
+            jnp.zeros((len(drive), length(d_start), *drive.shape[1:]), drive.dtype)
+            for drive in tape.drives
+        ]
+        own = under(params, stack.prefixes[level])
+        d_xs, d_end = push(stack.cells[level], own, tape, d_start, still, d_xs)
+        d_ends.append(d_end)
+    return d_ends
