@@ -18,10 +18,12 @@ TRAITS = {
     "gated": "Use localgrad.eprop",
     "bare": "readout.*Wrap it: localgrad.Network",
     "complex": "carry is complex128.* two real arrays",
+    "paired": "Use feedback='symmetric'",
     "tuned": "lies in none .* Use localgrad.weight_perturbation",
 }
 """What some rules refuse in a model, and a part of the message: no layer of its own a gate, a leak
-that depends on the data, no readout, a complex carry, parameters of the cell outside its layers."""
+that depends on the data, no readout, a complex carry, two outputs a unit, parameters of the cell
+outside its layers."""
 
 TELLING = ("embed", "two_gated", "nnx_gru")
 """The models of the conformance table that a rule is tried on unless its row says otherwise: an
@@ -114,7 +116,7 @@ RULES: dict[str, Rule] = {
         "e-prop, random",
         "cut",
         {"feedback": "random"},
-        (*_LOCAL, "bare"),
+        (*_LOCAL, "bare", "paired"),
         keyed=True,
         plain=("readout",),
         models=("embed", "two_gated", "lstm"),

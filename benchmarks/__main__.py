@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-CELL_NAMES = ("rate", "GRU", "ALIF")
+CELL_NAMES = ("rate", "GRU", "ALIF", "LRU", "RTU")
 SECTION_NAMES = (
     "speed",
     "windows",

@@ -22,9 +22,20 @@ CELLS: dict[str, Callable[[int], Any]] = {
     "rate": lambda units: localgrad.RateCell(units, alpha=0.2),
     "GRU": nn.GRUCell,
     "ALIF": localgrad.ALIFCell,
+    "LRU": localgrad.LRUCell,
+    "RTU": localgrad.RTUCell,
 }
-TRAITS = {"rate": (), "GRU": ("gated",), "ALIF": ("gated",)}
+TRAITS = {
+    "rate": (),
+    "GRU": ("gated",),
+    "ALIF": ("gated",),
+    "LRU": ("gated", "tuned"),
+    "RTU": ("gated", "tuned", "paired"),
+}
 """Of the cells, as the catalogue has them."""
+
+APART = ("LRU", "RTU")
+"""Those whose units never feel each other's past, on which exact RTRL is cheap."""
 
 HORIZONS = (1, 10)
 

@@ -15,6 +15,7 @@ import optax
 
 import localgrad
 from benchmarks.harness import (
+    APART,
     FLAX,
     RULES,
     Plan,
@@ -63,6 +64,8 @@ def _speeds(plan: Plan, cell: str, units: int, steps: int) -> dict[str, Any]:
     }
     for rule in plan.rules_for(cell):
         calls[rule] = compiled(*update_of(RULES[rule], task))
+    if cell in APART:
+        calls["rtrl"] = compiled(*update_of(localgrad.rtrl, task))
     loss, grads = calls[FLAX]()
     same = {RECOMPUTED: calls[RECOMPUTED]()[1]}
     if "bptt" in calls:

@@ -4,11 +4,13 @@ from localgrad.average import average
 from localgrad.cells.attentive import SABCell
 from localgrad.cells.decorrelated import DecorrelatedCell
 from localgrad.cells.diagonal import LRUCell
+from localgrad.cells.elementwise import ElementwiseLSTMCell
 from localgrad.cells.leaky import LeakyCell
 from localgrad.cells.ptncn import PTNCN
 from localgrad.cells.rate import RateCell
 from localgrad.cells.reservoir import ReservoirCell
 from localgrad.cells.spiking import ALIFCell, LIFCell
+from localgrad.cells.trace_unit import RTUCell
 from localgrad.combine import mix
 from localgrad.core.contract.rule import Batch, LearningRule
 from localgrad.core.model.decorrelation import Decorrelation
@@ -41,6 +43,7 @@ __all__ = [
     "Batch",
     "DecorrelatedCell",
     "Decorrelation",
+    "ElementwiseLSTMCell",
     "FiringRate",
     "LIFCell",
     "LRUCell",
@@ -48,6 +51,7 @@ __all__ = [
     "LearningRule",
     "Network",
     "PTNCN",
+    "RTUCell",
     "RateCell",
     "ReservoirCell",
     "SABCell",

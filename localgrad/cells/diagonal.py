@@ -76,15 +76,7 @@ class LRUCell(nn.RNNCellBase):
     param_dtype: Any = jnp.float32
 
     def __post_init__(self) -> None:
-        if not 0 <= self.r_min < self.r_max <= 1:
-            raise ValueError(
-                "the moduli of lambda must lie in a ring, 0 <= r_min < r_max <= 1; got "
-                f"r_min={self.r_min} and r_max={self.r_max}."
-            )
-        if not 0 < self.max_phase < np.inf:
-            raise ValueError(
-                f"max_phase must be positive; got {self.max_phase}. 2 pi is the whole ring."
-            )
+        require_ring(self.r_min, self.r_max, self.max_phase)
         super().__post_init__()
 
     @nn.compact
@@ -92,11 +84,15 @@ class LRUCell(nn.RNNCellBase):
         """One step: `((re, im) [B, N], x [B, I]) -> ((re, im), y [B, O])`."""
         re, im = carry
         in_re, in_im = self._layer("B_re", x), self._layer("B_im", x)
-        nu_log = self.param("nu_log", self._nu_log, (self.features,), self.param_dtype)
-        theta_log = self.param("theta_log", self._theta_log, (self.features,), self.param_dtype)
+        nu_log = self.param(
+            "nu_log", ring(self.r_min, self.r_max), (self.features,), self.param_dtype
+        )
+        theta_log = self.param(
+            "theta_log", phases(self.max_phase), (self.features,), self.param_dtype
+        )
         gamma_log = self.param("gamma_log", lambda *_: _gamma_log(nu_log))
-        size = jnp.exp(-jnp.exp(_across(nu_log, in_re)))
-        phase, gamma = jnp.exp(_across(theta_log, in_re)), jnp.exp(_across(gamma_log, in_re))
+        size = jnp.exp(-jnp.exp(across(nu_log, in_re)))
+        phase, gamma = jnp.exp(across(theta_log, in_re)), jnp.exp(across(gamma_log, in_re))
         turn_re, turn_im = size * jnp.cos(phase), size * jnp.sin(phase)
         re, im = (
             turn_re * re - turn_im * im + gamma * in_re,
@@ -120,18 +116,6 @@ class LRUCell(nn.RNNCellBase):
         )(x)
 
     @nn.nowrap
-    def _nu_log(self, key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-        least = max(self.r_min, 1e-3)  # a modulus of 0 has no logarithm
-        most = min(self.r_max, 1 - 1e-5)
-        square = jax.random.uniform(key, shape, jnp.float32, least**2, most**2)
-        return jnp.log(-0.5 * jnp.log(square)).astype(dtype)
-
-    @nn.nowrap
-    def _theta_log(self, key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-        phase = self.max_phase * jax.random.uniform(key, shape, jnp.float32, 1e-4, 1.0)
-        return jnp.log(phase).astype(dtype)
-
-    @nn.nowrap
     def initialize_carry(
         self, rng: jax.Array, input_shape: tuple[int, ...]
     ) -> tuple[jax.Array, jax.Array]:
@@ -146,12 +130,45 @@ class LRUCell(nn.RNNCellBase):
         return 1
 
 
+def require_ring(r_min: float, r_max: float, max_phase: float) -> None:
+    """Raises unless the eigenvalues have a place to begin in."""
+    if not 0 <= r_min < r_max <= 1:
+        raise ValueError(
+            "the moduli of lambda must lie in a ring, 0 <= r_min < r_max <= 1; got "
+            f"r_min={r_min} and r_max={r_max}."
+        )
+    if not 0 < max_phase < np.inf:
+        raise ValueError(f"max_phase must be positive; got {max_phase}. 2 pi is the whole ring.")
+
+
+def ring(r_min: float, r_max: float) -> Callable[..., jax.Array]:
+    """An initializer of `nu_log`: moduli exp(-exp(nu_log)), uniform over the area of a ring."""
+    least = max(r_min, 1e-3)  # a modulus of 0 has no logarithm
+    most = min(r_max, 1 - 1e-5)
+
+    def init(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+        square = jax.random.uniform(key, shape, jnp.float32, least**2, most**2)
+        return jnp.log(-0.5 * jnp.log(square)).astype(dtype)
+
+    return init
+
+
+def phases(max_phase: float) -> Callable[..., jax.Array]:
+    """An initializer of `theta_log`: phases exp(theta_log), uniform up to `max_phase`."""
+
+    def init(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+        phase = max_phase * jax.random.uniform(key, shape, jnp.float32, 1e-4, 1.0)
+        return jnp.log(phase).astype(dtype)
+
+    return init
+
+
 def _gamma_log(nu_log: jax.Array) -> jax.Array:
     """The log of sqrt(1 - |lambda|^2), of units with these moduli."""
     square = jnp.exp(-2 * jnp.exp(nu_log.astype(jnp.float32)))
     return (0.5 * jnp.log1p(-square)).astype(nu_log.dtype)
 
 
-def _across(leaf: jax.Array, like: jax.Array) -> jax.Array:
+def across(leaf: jax.Array, like: jax.Array) -> jax.Array:
     """A parameter (N,) for each example of `like` [B, N]."""
     return jnp.broadcast_to(leaf.astype(like.dtype), like.shape)

@@ -99,6 +99,8 @@ class Recipe(NamedTuple):
         advice: which rule takes less memory, if this one takes much.
         observes: whether it corrects the carries of models that look at their targets.
         lone: why its carry is no other rule's, so that it cannot be mixed; or empty.
+        fit: `state -> recipe`, the same rule for states of a size that only their `init` could
+            tell; or None.
     """
 
     name: str
@@ -118,6 +120,7 @@ class Recipe(NamedTuple):
     advice: str = ""
     observes: bool = False
     lone: str = ""
+    fit: Callable[[Any], Recipe] | None = None
 
 
 class Setup(NamedTuple):
@@ -296,6 +299,8 @@ def _update(
 
 def _advance(setup: Setup, params: Any, state: Any, batch: Batch) -> tuple[Leaves, Any]:
     """One call: all windows of a batch."""
+    if setup.recipe.fit is not None:
+        setup = setup._replace(recipe=setup.recipe.fit(state))
     recipe, leaves = setup.recipe, leaves_of(params)
     batch_axis, steps = require_batch(batch, setup.batch_size)
     x = jax.tree.map(lambda a: a[:, 0], batch.inputs)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from localgrad.core.contract.room import GIB, room_of
+from localgrad.core.contract.room import GIB, held_bytes, room_of
 from localgrad.core.contract.rule import LearningRule, Loss
 from localgrad.core.frame import Frame, Outcome, Recipe, Window, outcome_of, windowed_rule
 from localgrad.core.model.stack import Stack
@@ -17,7 +17,6 @@ from localgrad.core.params import Leaves, Path, added, placed, under
 from localgrad.core.passes.depth import (
     Held,
     deep_rows,
-    held_bytes,
     nothing_held,
     remembered,
     window_of,

@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 
-from localgrad.core.contract.room import GIB, room_of
+from localgrad.core.contract.room import GIB, held_bytes, room_of
 from localgrad.core.contract.rule import LearningRule, Loss
 from localgrad.core.frame import Frame, Recipe, Window, outcome_of, windowed_rule
 from localgrad.core.model.locality import require_real
 from localgrad.core.model.stack import Stack
-from localgrad.core.params import Leaves, Path, added
-from localgrad.core.passes.forward import WHOLE, Method
+from localgrad.core.params import Leaves, Path, added, placed, under
+from localgrad.core.passes.depth import (
+    Held,
+    deep_rows,
+    nothing_held,
+    remembered,
+    window_of,
+)
+from localgrad.core.passes.eligibility import units_never_meet
+from localgrad.core.passes.forward import CUT, WHOLE, Method
 from localgrad.core.passes.influence import (
     carried,
     credit_rows,
-    influence_bytes,
     longest_window,
     no_influence,
-    reaching,
     recalled,
 )
+from localgrad.core.steps import length
 
 
 class InfluenceState(NamedTuple):
@@ -34,7 +40,9 @@ class InfluenceState(NamedTuple):
         carry: the model's carry (streaming), or None.
         initial_carry: the model's initial carry (streaming), or None.
         influence: for each cell, by parameter path, [B, N S, ...]: how the cell's carry, flattened,
-            responds to the parameter (streaming), or None.
+            responds to the parameter (streaming), or None. Where no unit of the model feels
+            another's past, S counts the arrays of the carry that matter to the future, and of the
+            cell's own parameters only how their own unit responds is kept, [B, S, ...].
     """
 
     loss: jax.Array
@@ -70,6 +78,13 @@ def rtrl(
     O(N^3 + N^4 / W) a step and example instead of O(N^4), and an influence of N S P numbers for
     each example. In a stack the influence is kept in blocks (carry of cell l) x (parameters of cell
     k <= l and of the encoder); the readout has none and gets its exact gradient.
+
+    Where no cell has a recurrent layer and no unit of a cell feels another's past (`LRUCell`,
+    `RTUCell`, `ElementwiseLSTMCell`, `LeakyCell`, a minGRU), which is read off the cells and tried,
+    a parameter reaches its own unit only: the same numbers then cost O(S^2 P) a step, and S numbers
+    for each parameter and example, as `eprop` does: 1.0 to 2.8 times BPTT's time from N = 32 to
+    512. In a stack of such cells that is so of each cell's own parameters; the blocks below stay
+    N S P. One cell with a recurrent layer, and the whole stack is treated as dense.
 
     Args:
         model: a Flax cell: a Linen module as it is, an NNX cell through `localgrad.from_nnx`, or a
@@ -113,16 +128,16 @@ def rtrl(
     recipe = Recipe(
         name="rtrl",
         state=InfluenceState,
-        process=functools.partial(process_influence, lambda frame, level: WHOLE),
+        process=_process,
         credits=_credits,
         settings={"max_influence_bytes": max_influence_bytes},
-        remember=no_past,
-        default_window=lambda stack, params, steps, alone: longest_window(stack, params, steps),
+        remember=lambda stack, params, x: {"influence": _nothing(stack, params, length(x))},
+        default_window=_default_window,
         screen=_screen,
         room=room_of(
-            influence_bytes,
+            lambda stack, params, batch: held_bytes(lambda: _nothing(stack, params, batch)),
             max_influence_bytes,
-            "rtrl's influence [B, N S, P]",
+            "rtrl's influence",
             "localgrad.snap or localgrad.eprop, whose memory is one number a parameter and example",
         ),
         advice="localgrad.snap and localgrad.eprop keep one number a parameter and stream",
@@ -138,9 +153,67 @@ def rtrl(
     )
 
 
-def no_past(stack: Stack, params: Leaves, x: Any) -> dict[str, Any]:
-    """What a stream carries at its start: a zero influence."""
-    return {"influence": no_influence(stack, params, x)}
+def _nothing(stack: Stack, params: Leaves, batch: int) -> dict[str, Leaves]:
+    """The influence of B sequences at their start, by cell and parameter path."""
+    if units_never_meet(stack, params):
+        return _by_cell(stack, nothing_held(stack, params, CUT, batch))
+    return no_influence(stack, params, batch)
+
+
+def _by_cell(stack: Stack, held: Held) -> dict[str, Leaves]:
+    """What is held of a cell's own parameters, and of those below it, side by side."""
+    return {
+        stack.name(level): placed(under(held.eligibility, prefix), prefix)
+        | held.influence[stack.name(level)]
+        for level, prefix in enumerate(stack.prefixes)
+    }
+
+
+def _as_held(stack: Stack, influence: dict[str, Leaves]) -> Held:
+    """The inverse of `_by_cell`."""
+    own: Leaves = {}
+    below: dict[str, Leaves] = {}
+    for level, prefix in enumerate(stack.prefixes):
+        name = stack.name(level)
+        mine = placed(under(influence[name], prefix), prefix)
+        own |= mine
+        below[name] = {path: v for path, v in influence[name].items() if path not in mine}
+    return Held(own, below)
+
+
+def _default_window(stack: Stack, params: Leaves, steps: int, alone: bool) -> int:
+    if units_never_meet(stack, params):
+        return window_of(CUT, stack, params, steps, alone)
+    return longest_window(stack, params, steps)
+
+
+def _process(frame: Frame, state: InfluenceState, window: Window) -> tuple:
+    if units_never_meet(frame.stack, frame.params):
+        return _process_apart(frame, state, window)
+    return process_influence(lambda frame, level: WHOLE, frame, state, window)
+
+
+def _process_apart(frame: Frame, state: InfluenceState, window: Window) -> tuple:
+    """One window of a model whose units never meet: what `deep_eprop` cuts is not there."""
+    stack, params = frame.stack, frame.params
+    seen = outcome_of(frame, state.carry, window, window.reset)
+    methods = [Method(CUT, {}) for _ in stack.levels]
+    grads, rows = deep_rows(stack, params, seen.ran, seen.q_y, methods, frame.closing)
+    grads |= seen.grads
+    influence = state.influence
+    if not (frame.opening and frame.closing):
+        found, held = remembered(
+            stack,
+            params,
+            _as_held(stack, influence),
+            rows,
+            window.inputs,
+            frame.opening,
+            frame.closing,
+        )
+        grads, influence = added(grads, found), _by_cell(stack, held)
+    carry = stack.pack(seen.ran.carries)
+    return state._replace(carry=carry, influence=influence), grads, seen.values
 
 
 def process_influence(
@@ -178,7 +251,8 @@ def _screen(stack: Stack, params: Leaves) -> None:
 
 
 def _credits(stack: Stack, params: Leaves) -> dict[Path, str]:
-    remembered = {path for level in stack.levels for path in reaching(stack, params, level)}
+    kept = jax.eval_shape(lambda: _nothing(stack, params, 1))
+    remembered = {path for blocks in kept.values() for path in blocks}
     return {
         path: "exact, whole past (influence)" if path in remembered else "exact, no memory needed"
         for path in params

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from localgrad.core.contract.checks import positive_integer
 from localgrad.core.contract.noise import beginning, drawn, require_key, step_keys
-from localgrad.core.contract.room import GIB, room_of
+from localgrad.core.contract.room import GIB, held_bytes, room_of
 from localgrad.core.contract.rule import LearningRule, Loss
 from localgrad.core.frame import Frame, Recipe, Window, outcome_of, windowed_rule
 from localgrad.core.model.locality import require_layers, require_real
@@ -248,7 +248,7 @@ def _rule(
         default_window=lambda stack, params, steps, alone: even_window(steps, 16),
         screen=functools.partial(_screen, options),
         room=room_of(
-            functools.partial(products.kronecker_bytes, options.rank),
+            lambda *at: held_bytes(lambda: _nothing(options, *at)),
             max_influence_bytes,
             f"{options.rule}'s influence, R (N S D + U) numbers and N S for each other parameter,",
             "localgrad.uoro, whose memory is one number a parameter and example",
@@ -316,8 +316,12 @@ def draws_for(
 
 def _nothing_yet(options: Options, stack: Stack, params: Leaves, x: Any) -> dict[str, Any]:
     """What a stream carries at its start: products, and an influence, of zeros."""
-    factors = products.no_factors(stack, params, options.rank, x)
-    rest = exact.no_influence(stack, params, x, products.factored(stack, params))
+    return _nothing(options, stack, params, length(x))
+
+
+def _nothing(options: Options, stack: Stack, params: Leaves, batch: int) -> dict[str, Any]:
+    factors = products.no_factors(stack, params, options.rank, batch)
+    rest = exact.no_influence(stack, params, batch, products.factored(stack, params))
     return {**factors._asdict(), "influence": rest}
 
 

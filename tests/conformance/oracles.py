@@ -278,8 +278,28 @@ def lru(p: Params, carry: tuple, x: jax.Array, how: str) -> tuple:
     return (h.real, h.imag), y.real + dense(p["D"], x)
 
 
+def rtu(p: Params, carry: tuple, x: jax.Array, how: str) -> tuple:
+    """A pair of units that turns, under a tanh."""
+    del how
+    size = jnp.exp(-jnp.exp(p["nu_log"]))[None]
+    spin = size * jnp.exp(1j * jnp.exp(p["theta_log"]))[None]
+    fed = dense(p["W_1"], x) + 1j * dense(p["W_2"], x)
+    u = spin * (carry[0] + 1j * carry[1]) + jnp.sqrt(1 - size**2) * fed
+    h = jnp.tanh(u.real), jnp.tanh(u.imag)
+    return h, jnp.concatenate(h, axis=-1)
+
+
+def elstm(p: Params, c: jax.Array, x: jax.Array, how: str) -> tuple:
+    """An LSTM whose gates see their own unit alone."""
+    del how
+    z = jnp.tanh(dense(p["z"], x) + p["w_z"][None] * c)
+    f = jax.nn.sigmoid(dense(p["f"], x) + p["w_f"][None] * c)
+    c = f * c + (1 - f) * z
+    return c, jax.nn.sigmoid(dense(p["o"], jnp.concatenate([x, c], -1))) * c
+
+
 _ALL = (rate, rate_alpha, simple, gru, lstm, mgu, nnx_simple, nnx_gru, nnx_lstm)
-CELLS = {f.__name__: f for f in (*_ALL, lif, alif, leaky, lru)}
+CELLS = {f.__name__: f for f in (*_ALL, lif, alif, leaky, lru, rtu, elstm)}
 
 
 # ------------------------------------------------------------------------------------------------

@@ -109,6 +109,16 @@ MODELS: dict[str, Model] = {
         ("lru",),
         ("gated", "tuned"),
     ),
+    "rtu": Model(
+        _read(lambda: localgrad.RTUCell(N, jnp.tanh, param_dtype=jnp.float64)),
+        ("rtu",),
+        ("gated", "tuned", "paired"),
+    ),
+    "elstm": Model(
+        _read(lambda: localgrad.ElementwiseLSTMCell(N, param_dtype=jnp.float64)),
+        ("elstm",),
+        ("gated", "tuned"),
+    ),
     "two_alif": Model(
         _read(
             lambda: _alif(N),
@@ -150,7 +160,7 @@ def _refusal(case: Case) -> str | None:
     return RULES[case.rule].refusal(MODELS[case.model].traits)
 
 
-ALIKE = ("rate", "mgu", "nnx_simple", "nnx_lstm", "two_rates")
+ALIKE = ("rate", "mgu", "nnx_simple", "nnx_lstm", "two_rates", "rtu")
 """Models that are much like others; rules that are tried on all are so on these in slow tests."""
 
 

@@ -18,8 +18,9 @@ import localgrad
 from localgrad.core.contract.state import fresh, is_state
 from localgrad.core.frame import Recipe, windowed_rule
 from localgrad.core.passes.forward import CUT, Method, Settle
+from localgrad.core.passes.influence import no_influence
 from localgrad.core.passes.run import run
-from localgrad.rules.influence import InfluenceState, no_past, process_influence
+from localgrad.rules.influence import InfluenceState, process_influence
 from tests.conformance import oracles
 
 close = functools.partial(chex.assert_trees_all_close, rtol=1e-10, atol=1e-10)
@@ -99,7 +100,7 @@ def cut_rtrl(model, loss, batch_size=B, window=None):
         state=InfluenceState,
         process=functools.partial(process_influence, lambda frame, level: Method(CUT, {})),
         credits=lambda stack, params: {},
-        remember=no_past,
+        remember=lambda stack, params, x: {"influence": no_influence(stack, params, len(x))},
     )
     return windowed_rule(model, loss, recipe, batch_size=batch_size, window=window, reduction="sum")
 

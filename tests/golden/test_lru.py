@@ -78,9 +78,10 @@ def test_credit_of_the_same_step():
     assert_close(some(updates, INPUT), some(gradients("full_rec")[0], INPUT))
 
 
-def test_eligibilities():
+@pytest.mark.parametrize("name", ["eprop", "rtrl"])
+def test_eligibilities(name):
     params, batch = problem()
-    rule = localgrad.eprop(CELL, squared_error, batch_size=1, reduction="sum")
+    rule = FULL[name](CELL, squared_error, batch_size=1, reduction="sum")
     theirs = load("lru", "online_full_rec/trace_")
     rate, phase = np.exp(params["nu_log"]), np.exp(params["theta_log"])
     turn = np.exp(-rate + 1j * phase)
@@ -92,8 +93,9 @@ def test_eligibilities():
     }
     for call in stream(rule, params, batch)[0]:
         t = call.steps.start
-        for name, traces in expected.items():
-            real, imaginary = np.asarray(call.state.eligibility[name,])[0]
+        held = call.state.eligibility if name == "eprop" else call.state.influence["cell"]
+        for leaf, traces in expected.items():
+            real, imaginary = np.asarray(held[leaf,])[0]
             assert_close((real, imaginary), (traces[t].real, traces[t].imag))
 
 

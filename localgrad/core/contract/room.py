@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
+
+import jax
 
 GIB = 1024**3
 
@@ -34,6 +37,12 @@ class Room(NamedTuple):
             f"{self.limit / GIB:.3g} GiB, for batch_size={batch} streams. Raise that limit, take "
             f"fewer streams or narrower cells, or use {self.instead}.{whole}"
         )
+
+
+def held_bytes(nothing: Callable[[], Any]) -> int:
+    """How many bytes what is held at the start takes; nothing is allocated."""
+    leaves = jax.tree.leaves(jax.eval_shape(nothing))
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
 
 
 def room_of(needed: Callable[[Any, Any, int], int], limit: Any, what: str, instead: str) -> Room:

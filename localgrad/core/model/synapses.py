@@ -90,6 +90,14 @@ def record(module: Module, params: Leaves, carry: Any, x: Any, drives: list[Any]
     return carry, y, pres
 
 
+def in_use(layer: Layer, leaves: Leaves, pre: jax.Array) -> jax.Array:
+    """A layer's kernel, 0 where the layer masks it; `pre` is something that it may receive."""
+    kernel = leaves[("kernel",)]
+    ones = jnp.ones((1, *pre.shape[1:]), pre.dtype)
+    uses = jax.grad(lambda k: layer.apply(leaves | {("kernel",): k}, ones).sum())(kernel)
+    return kernel * uses
+
+
 def dissect(module: Module, params: Leaves, carry: Any, x: Any) -> Anatomy:
     """Finds the synapses of a cell and classifies them.
 

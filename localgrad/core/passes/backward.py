@@ -106,7 +106,7 @@ def sweep_units(
         Credit of the carry that leaves each step, leaves [W, K + probes, B, N], and of the live
         leaves that entered the window, S of [K + probes, B, N].
     """
-    entering, jacobian = _unit_dynamics(cell, params, tape, q_ys, live, method)
+    entering, jacobian = unit_dynamics(cell, params, tape, q_ys, live, method)
     steps, rows = entering[0].shape[:2]
 
     def back(q: tuple, now: tuple) -> tuple[tuple, tuple]:
@@ -131,7 +131,7 @@ def sweep_units(
     return jax.tree.unflatten(treedef, every), list(q_start)
 
 
-def _unit_dynamics(
+def unit_dynamics(
     cell: Anatomy, params: Leaves, tape: Tape, q_ys: Any, live: list[int], method: Method
 ) -> tuple[Any, Any]:
     """What each step's outputs, and its new live carry, say of the carry that entered it.

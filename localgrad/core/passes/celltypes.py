@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from localgrad.core.model.synapses import Anatomy
+from localgrad.core.model.synapses import Anatomy, in_use
 from localgrad.core.params import Leaves, placed, under
-from localgrad.core.passes.forward import Entries, kernel_in_use
+from localgrad.core.passes.forward import Entries
 
 
 def require_types(types: Any) -> None:
@@ -74,7 +74,7 @@ def by_types(cell: Anatomy, params: Leaves, types: np.ndarray, entries: Entries)
     for i, (start, units) in entries.items():
         layer = cell.sites[i].layer
         own = under(params, layer.path)
-        kernel = kernel_in_use(layer, own, jnp.ones((1, own[("kernel",)].shape[0])))
+        kernel = in_use(layer, own, jnp.ones((1, own[("kernel",)].shape[0])))
         weights = kernel[start : start + units].reshape(units, -1, units)  # [from, gate, to]
         means = _means(weights, kinds.astype(kernel.dtype))[types][:, :, types]
         means = jnp.where(weights != 0, means, 0).reshape(units, -1)

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from localgrad.core.contract.room import held_bytes
 from localgrad.core.model.stack import Stack
 from localgrad.core.params import Leaves, Path, accumulator, added, placed, under
 from localgrad.core.passes.backward import (
@@ -75,12 +76,6 @@ def nothing_held(stack: Stack, params: Leaves, cut: str, batch: int, across: boo
             for path in paths
         }
     return Held(eligibility, influence)
-
-
-def held_bytes(nothing: Callable[[], Held]) -> int:
-    """What is held takes; nothing is allocated."""
-    leaves = jax.tree.leaves(jax.eval_shape(nothing))
-    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
 
 
 def window_of(cut: str, stack: Stack, params: Leaves, steps: int, alone: bool) -> int:

@@ -24,7 +24,7 @@ from localgrad.core.model.locality import (
     tried,
 )
 from localgrad.core.model.stack import Stack
-from localgrad.core.model.synapses import Anatomy
+from localgrad.core.model.synapses import RECURRENT, Anatomy
 from localgrad.core.params import Leaves, accumulator, placed, under
 from localgrad.core.passes.backward import (
     assign,
@@ -34,7 +34,7 @@ from localgrad.core.passes.backward import (
     unowned_whole,
 )
 from localgrad.core.passes.contraction import contract, outer, pres
-from localgrad.core.passes.forward import DIAGONAL, ONCE, Method
+from localgrad.core.passes.forward import CUT, DIAGONAL, SETS, Method
 from localgrad.core.passes.run import Level
 from localgrad.core.steps import even_window, examples_first, one_row, over_examples, row
 
@@ -53,13 +53,27 @@ def require_units_apart(rule: str, cut: str, stack: Stack, params: Leaves) -> No
         found = tried_cell(stack, params, level)
         require_fidelity(cell, found, name)
         require_local(cell, own, carry[level], found, name, rule)
-        if cut == DIAGONAL:
+        if cut in (DIAGONAL, SETS):
             own_entries(cell, found, name)
+
+
+def units_never_meet(stack: Stack, params: Leaves) -> bool:
+    """Whether no unit of any cell ever feels another of the same cell, over any number of steps.
+
+    So it is where no cell has a recurrent synapse, and all else is what a local rule can credit.
+    """
+    if any(site.role == RECURRENT for cell in stack.cells for site in cell.sites):
+        return False
+    try:
+        require_units_apart("rtrl", CUT, stack, params)
+    except ValueError:
+        return False
+    return True
 
 
 def method_of(cut: str, stack: Stack, params: Leaves, level: int) -> Method:
     """How credit passes the recurrent synapses of one cell."""
-    if cut != DIAGONAL:
+    if cut not in (DIAGONAL, SETS):
         return Method(cut, {})
     found = tried_cell(stack, params, level)
     return Method(cut, own_entries(stack.cells[level], found, stack.name(level)))
@@ -67,16 +81,19 @@ def method_of(cut: str, stack: Stack, params: Leaves, level: int) -> Method:
 
 def live_leaves(cell: Anatomy, cut: str) -> list[int]:
     """The carry leaves whose past a parameter's eligibility must remember."""
-    return [k for k, alive in enumerate(cell.live) if alive or cut in (DIAGONAL, ONCE)]
+    return [k for k, alive in enumerate(cell.live) if alive or cut != CUT]
 
 
-def silent(cell: Anatomy, params: Leaves, carry: Any, cut: str) -> Leaves:
-    """Zero eligibilities of every parameter that reaches the new carry: [B, S, ...]."""
+def silent(cell: Anatomy, params: Leaves, carry: Any, cut: str, reach: int = 1) -> Leaves:
+    """Zero eligibilities of every parameter that reaches the new carry: [B, R S, ...].
+
+    R is the number of units whose response is kept, one's own alone unless said otherwise.
+    """
     live = live_leaves(cell, cut)
     if not live:
         return {}
     batch, units = jax.tree.leaves(carry)[0].shape
-    lead = (batch, len(live))
+    lead = (batch, reach * len(live))
     zeros = {
         path: jnp.zeros((*lead, units), accumulator(params[path])) for path in cell.unowned_reach
     }

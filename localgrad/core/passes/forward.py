@@ -19,13 +19,14 @@ from localgrad.core.model.synapses import (
     RECURRENT,
     Anatomy,
     Layer,
+    in_use,
     record,
     respond_to,
 )
 from localgrad.core.params import Leaves, under
 from localgrad.core.steps import length, merge_steps, select, split_steps
 
-EXACT, CUT, DIAGONAL, ONCE = "exact", "cut", "diagonal", "once"
+EXACT, CUT, DIAGONAL, ONCE, SETS = "exact", "cut", "diagonal", "once", "sets"
 
 Entries = dict[int, tuple[int, int]]
 """By call number of a recurrent synapse: the entry of pre that is unit 0, and N."""
@@ -36,14 +37,17 @@ class Method(NamedTuple):
 
     Attributes:
         cut: `EXACT` lets all of it pass, `CUT` none, `DIAGONAL` what each unit sends to itself,
-            `ONCE` that of a step's outputs, one step back and no further.
-        entries: for `DIAGONAL`, where the units lie in pre.
+            `ONCE` that of a step's outputs, one step back and no further, `SETS` (`reach.py`) what
+            passes between the units that a parameter reaches.
+        entries: for `DIAGONAL` and `SETS`, where the units lie in pre.
         by: for `ONCE`, the cell's parameters with those that credit passes by.
+        reach: for `SETS`, which units these are.
     """
 
     cut: str
     entries: Entries
     by: Leaves | None = None
+    reach: Any = None
 
 
 WHOLE = Method(EXACT, {})
@@ -179,20 +183,12 @@ def replay(
         if site.reads_x:
             drive = graft(drive, layer.apply(own, frozen[i]))
         if cut == DIAGONAL:
-            weight = _own_weight(kernel_in_use(layer, own, pre), *method.entries[i], pre)
+            weight = _own_weight(in_use(layer, own, pre), *method.entries[i], pre)
             drive = graft(drive, weight.astype(drive.dtype))
         return drive
 
     new, y = respond_to(cell.module, params, carry, x, respond)
     return jax.tree.map(lambda a, b: a.astype(b.dtype), new, carry), y
-
-
-def kernel_in_use(layer: Layer, leaves: Leaves, pre: jax.Array) -> jax.Array:
-    """A layer's kernel, 0 where the layer masks it."""
-    kernel = leaves[("kernel",)]
-    ones = jnp.ones((1, *pre.shape[1:]), pre.dtype)
-    uses = jax.grad(lambda k: layer.apply(leaves | {("kernel",): k}, ones).sum())(kernel)
-    return kernel * uses
 
 
 def _own_weight(kernel: jax.Array, start: int, units: int, pre: jax.Array) -> jax.Array:

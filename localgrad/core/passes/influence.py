@@ -63,25 +63,16 @@ def _blocks(
 
 
 def no_influence(
-    stack: Stack, params: Leaves, x: Any, but: Collection[Path] = ()
+    stack: Stack, params: Leaves, batch: int, but: Collection[Path] = ()
 ) -> dict[str, Leaves]:
     """The influence at the start of B sequences, by cell and parameter path, but of some."""
     return {
         stack.name(level): {
             path: jnp.zeros(shape, accumulator(params[path]))
-            for path, shape in _blocks(stack, params, level, length(x), but).items()
+            for path, shape in _blocks(stack, params, level, batch, but).items()
         }
         for level in stack.levels
     }
-
-
-def influence_bytes(stack: Stack, params: Leaves, batch: int, but: Collection[Path] = ()) -> int:
-    """What the influence of B sequences takes."""
-    return sum(
-        int(np.prod(shape)) * accumulator(params[path]).itemsize
-        for level in stack.levels
-        for path, shape in _blocks(stack, params, level, batch, but).items()
-    )
 
 
 def longest_window(stack: Stack, params: Leaves, steps: int) -> int:

@@ -10,7 +10,7 @@ T terms, n numbers of one cell's carry.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,8 +20,8 @@ from localgrad.core.model.stack import Stack
 from localgrad.core.model.wiring import Wiring, wiring_of
 from localgrad.core.params import Leaves, Path, accumulator, placed, under
 from localgrad.core.passes.contraction import outer
-from localgrad.core.passes.influence import Rows, carry_size, influence_bytes
-from localgrad.core.steps import length, over_examples
+from localgrad.core.passes.influence import Rows, carry_size
+from localgrad.core.steps import over_examples
 
 Reduce = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
 """`(draw, A [T, N, D], u [T, U]) -> (A [R, N, D], u [R, U])`, without a bias."""
@@ -78,22 +78,13 @@ def _shapes(stack: Stack, params: Leaves, rank: int) -> dict[str, tuple]:
     return found
 
 
-def no_factors(stack: Stack, params: Leaves, rank: int, x: Any) -> Factors:
+def no_factors(stack: Stack, params: Leaves, rank: int, batch: int) -> Factors:
     """Those of B sequences that begin."""
-    shapes, batch = _shapes(stack, params, rank), length(x)
+    shapes = _shapes(stack, params, rank)
     return Factors(
         {name: jnp.zeros((batch, *a), dtype) for name, (a, _, dtype) in shapes.items()},
         {name: jnp.zeros((batch, *u), dtype) for name, (_, u, dtype) in shapes.items()},
     )
-
-
-def kronecker_bytes(rank: int, stack: Stack, params: Leaves, batch: int) -> int:
-    """What the products, and the exact influence of all other parameters, take."""
-    products = sum(
-        batch * int(np.prod(a) + np.prod(u)) * dtype.itemsize
-        for a, u, dtype in _shapes(stack, params, rank).values()
-    )
-    return products + influence_bytes(stack, params, batch, factored(stack, params))
 
 
 def recalled(stack: Stack, params: Leaves, factors: Factors, credits: list[jax.Array]) -> Leaves:
