@@ -47,6 +47,7 @@ class Rule(NamedTuple):
             truncates.
         gridded: whether what it draws depends on where windows end, so that a stream gives the same
             numbers only if it is split between them.
+        power: of N, with which the time of a step grows where N is large and all else fixed.
         dense: whether its influence has N S P numbers, which is slow at the sizes of others.
         deep: whether it differs only in a stack from another rule.
         fast: whether it claims to take no longer than BPTT at N = 128, B = 16, T = 1000.
@@ -65,6 +66,7 @@ class Rule(NamedTuple):
     random: bool = False
     windowed: bool = True
     gridded: bool = False
+    power: int = 2
     dense: bool = False
     deep: bool = False
     fast: bool = False
@@ -107,7 +109,9 @@ _LOCAL = ("untapped", "complex")
 
 RULES: dict[str, Rule] = {
     "bptt": Rule(localgrad.bptt, "BPTT", "bptt", windowed=False, fast=True, models=None),
-    "rtrl": Rule(localgrad.rtrl, "RTRL", "bptt", {}, ("complex",), dense=True, models=None),
+    "rtrl": Rule(
+        localgrad.rtrl, "RTRL", "bptt", {}, ("complex",), power=4, dense=True, models=None
+    ),
     "snap": Rule(localgrad.snap, "SnAp-1", "diagonal", {}, _LOCAL, fast=True),
     "mdgl": Rule(localgrad.mdgl, "MDGL", "once", {}, _LOCAL),
     "eprop": Rule(localgrad.eprop, "e-prop, symmetric", "cut", {}, _LOCAL, fast=True, models=None),
@@ -211,6 +215,7 @@ RULES: dict[str, Rule] = {
         random=True,
         gridded=True,
         models=("gru",),
+        power=3,
     ),
     "ok": Rule(
         localgrad.ok,
@@ -222,6 +227,7 @@ RULES: dict[str, Rule] = {
         random=True,
         gridded=True,
         models=("rate_alpha",),
+        power=3,
     ),
     "readout_only": Rule(
         localgrad.readout_only,

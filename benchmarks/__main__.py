@@ -18,6 +18,7 @@ SECTION_NAMES = (
     "memory",
     "latency",
     "depth",
+    "scaling",
     "aligned",
     "samples",
     "variance",
@@ -30,8 +31,8 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
         prog="python -m benchmarks",
         description="What localgrad's rules cost beside jitted Flax BPTT, in one process and, on a "
-        "CPU, on one core: time, windows, peers, peak memory, latency of a step, depth, P-TNCN, "
-        "noisy samples, variance.",
+        "CPU, on one core: time, windows, peers, peak memory, latency of a step, depth, growth "
+        "with N, P-TNCN, noisy samples, variance.",
     )
     size = made.add_mutually_exclusive_group()
     size.add_argument("--quick", action="store_true", help="times N=128, T=1000 only")
@@ -100,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     kept = not options.fresh_pages and keep_pages()
     import jax
 
-    from benchmarks import aligned, harness, measures, peers, report, samples, variance
+    from benchmarks import aligned, harness, measures, peers, report, samples, scaling, variance
 
     on_cpu = jax.default_backend() == "cpu"
     if not on_cpu:
@@ -124,6 +125,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "memory": measures.memory,
         "latency": measures.latency,
         "depth": measures.depth,
+        "scaling": scaling.scaling,
         "aligned": aligned.aligned,
         "samples": samples.samples,
         "variance": variance.variance,

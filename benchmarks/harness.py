@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import inspect
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -81,6 +83,9 @@ class Plan(NamedTuple):
         room: bytes of a state above which a rule is left out.
         streamed: how many single steps a scan takes.
         batch: B.
+        scaled_rules: the public names of the rules that are timed over N.
+        scaled_units: the N over which a power of the time is fitted.
+        scaled_steps: T of that; and of rules whose documented power is above 2.
         aligned_units: the H of the P-TNCNs whose steps are timed.
         aligned_width: the H of those of many layers.
         aligned_depths: their numbers of layers.
@@ -118,6 +123,9 @@ class Plan(NamedTuple):
     room: int = 2 * 2**30
     streamed: int = 1000
     batch: int = 16
+    scaled_rules: Sequence[str] = tuple(row.public_name for row in catalogue.RULES.values())
+    scaled_units: Sequence[int] = (32, 64, 128, 256, 512)
+    scaled_steps: tuple[int, int] = (100, 16)
     aligned_units: Sequence[int] = (256, 1000)
     aligned_width: int = 128
     aligned_depths: Sequence[int] = (1, 2, 4, 8, 16, 32)
@@ -184,6 +192,18 @@ def update_of(make: Callable[..., Any], task: Problem, **settings: Any) -> tuple
     abstract = isinstance(task.batch.inputs, jax.ShapeDtypeStruct)
     state = jax.eval_shape(rule.init, task.params) if abstract else rule.init(task.params)
     return rule.__call__, (task.params, state, task.batch)
+
+
+def state_bytes(make: Callable[..., Any], task: Problem, **settings: Any) -> int:
+    """What the state of a stream takes; nothing is allocated."""
+    state = jax.eval_shape(streaming(make, task, **settings).init, task.params)
+    return sum(math.prod(a.shape) * a.dtype.itemsize for a in jax.tree.leaves(state))
+
+
+def unlimited(factory: Callable[..., Any]) -> dict[str, int]:
+    """The setting by which a rule's influence may be of any size, if it has one."""
+    takes_limit = "max_influence_bytes" in inspect.signature(factory).parameters
+    return {"max_influence_bytes": 2**62} if takes_limit else {}
 
 
 def flax_forward(task: Problem) -> tuple[Callable, tuple]:

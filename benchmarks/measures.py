@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import functools
-import inspect
 import itertools
-import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -27,8 +25,10 @@ from benchmarks.harness import (
     interleave,
     problem,
     root,
+    state_bytes,
     streaming,
     temporary_bytes,
+    unlimited,
     update_of,
 )
 from benchmarks.report import Bar, Bytes, Ratio, Table
@@ -140,7 +140,7 @@ def depth(plan: Plan) -> Iterator[Table | Bar]:
             task = problem(cell, units, steps, plan.batch, depth=layers)
             calls, states = {FLAX: compiled(*flax_bptt(task))}, {FLAX: 0}
             for name, make in makes.items():
-                state = _state_bytes(make, task)
+                state = state_bytes(make, task, **unlimited(make))
                 if state <= plan.room:
                     calls[name], states[name] = compiled(*update_of(make, task)), state
             found = interleave(plan, calls, FLAX)
@@ -150,18 +150,6 @@ def depth(plan: Plan) -> Iterator[Table | Bar]:
         title = f"Depth: {cell} cell, N={units} a layer, T={steps}, B={plan.batch}"
         note = f"{TIMING.format(FLAX)}; what a stream's state keeps between calls."
         yield Table(title, note, header, [*rows.values()])
-
-
-def _state_bytes(make: Callable[..., Any], task: Problem) -> int:
-    """What the state of a stream takes; nothing is allocated."""
-    rule = streaming(make, task, **_unlimited(make))
-    state = jax.eval_shape(rule.init, task.params)
-    return sum(math.prod(a.shape) * a.dtype.itemsize for a in jax.tree.leaves(state))
-
-
-def _unlimited(make: Callable[..., Any]) -> dict[str, int]:
-    takes_limit = "max_influence_bytes" in inspect.signature(make).parameters
-    return {"max_influence_bytes": 2**62} if takes_limit else {}
 
 
 def latency(plan: Plan) -> Iterator[Table | Bar]:

@@ -248,7 +248,7 @@ def _rule(
         default_window=lambda stack, params, steps, alone: even_window(steps, 16),
         screen=functools.partial(_screen, options),
         room=room_of(
-            lambda *at: held_bytes(lambda: _nothing(options, *at)),
+            functools.partial(_bytes, options),
             max_influence_bytes,
             f"{options.rule}'s influence, R (N S D + U) numbers and N S for each other parameter,",
             "localgrad.uoro, whose memory is one number a parameter and example",
@@ -317,6 +317,10 @@ def draws_for(
 def _nothing_yet(options: Options, stack: Stack, params: Leaves, x: Any) -> dict[str, Any]:
     """What a stream carries at its start: products, and an influence, of zeros."""
     return _nothing(options, stack, params, length(x))
+
+
+def _bytes(options: Options, stack: Stack, params: Leaves, batch: int) -> int:
+    return held_bytes(lambda: _nothing(options, stack, params, batch))
 
 
 def _nothing(options: Options, stack: Stack, params: Leaves, batch: int) -> dict[str, Any]:

@@ -5,7 +5,7 @@ import json
 import jax.numpy as jnp
 import pytest
 
-from benchmarks import aligned, harness, measures, peers, report, samples, variance
+from benchmarks import aligned, harness, measures, peers, report, samples, scaling, variance
 from benchmarks.__main__ import CELL_NAMES, SECTION_NAMES, parser
 
 pytestmark = pytest.mark.long
@@ -23,6 +23,9 @@ PLAN = harness.Plan(
     memory=(4, 8),
     streamed=3,
     batch=2,
+    scaled_rules=("eprop", "rtrl"),
+    scaled_units=(4, 6),
+    scaled_steps=(6, 3),
     aligned_units=(6,),
     aligned_width=4,
     aligned_depths=(1, 2),
@@ -51,6 +54,7 @@ BENCHMARKS = {
     "memory": measures.memory,
     "latency": measures.latency,
     "depth": measures.depth,
+    "scaling": scaling.scaling,
     "aligned": aligned.aligned,
     "samples": samples.samples,
     "variance": variance.variance,
