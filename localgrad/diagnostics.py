@@ -105,7 +105,11 @@ def summary(rule: Any, params: Any) -> str:
     ]
     widths = [max(len(line[column]) for line in rows) for column in (0, 1)]
     lines = [f"{name:{widths[0]}}  {shape:{widths[1]}}  {how}" for name, shape, how in rows]
-    state = jax.eval_shape(rule.init, params)
+    blank = any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(params))
+    # Numbers, where there are any: a rule may read from them how much it keeps.
+    state = (
+        jax.eval_shape(rule.init, params) if blank else jax.eval_shape(lambda: rule.init(params))
+    )
     size = sum(math.prod(a.shape) * a.dtype.itemsize for a in jax.tree.leaves(state))
     streams = getattr(state, "carry", None) is not None
     advice = f" ({rule.advice})" if rule.advice and streams else ""

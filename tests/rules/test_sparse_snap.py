@@ -200,6 +200,7 @@ def test_a_mask_needs_no_numbers_and_weights_do():
         with pytest.raises(ValueError, match=r"weights of cells_0/h are zero at init.*mask=\.\.\."):
             traced(snap(model).init, params)
     rule = snap(model)
+    assert "units within 1 synapses" in localgrad.summary(rule, params)
     updates, _ = jax.jit(rule)(params, rule.init(params), batch)
     assert not np.any(np.asarray(updates["cells_0"]["h"]["kernel"])[~MASK])
 
