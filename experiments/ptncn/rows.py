@@ -98,6 +98,13 @@ def _by(make: Callable[..., Any], **options: Any) -> Callable[..., localgrad.Lea
     return rule
 
 
+def _drawing(make: Callable[..., Any], **options: Any) -> Callable[..., localgrad.LearningRule]:
+    def rule(model: Any, loss: Any, batch_size: int, key: Any, example: Any) -> Any:
+        return make(model, loss, batch_size=batch_size, key=key, example=example, **options)
+
+    return rule
+
+
 HORIZON, EVERY = 5, 20
 
 
@@ -131,6 +138,14 @@ def _rivals(name: str, label: str, cell: Callable[[int], Any]) -> dict[str, Row]
             adam,
             ADAM,
             room=ROOM,
+        ),
+        f"{name}_uoro": Row(
+            f"{label}, UORO, windows of {HORIZON}",
+            make,
+            _drawing(localgrad.uoro, window=HORIZON),
+            HORIZON,
+            adam,
+            ADAM,
         ),
         f"{name}_eprop": Row(f"{label}, e-prop", make, _by(localgrad.eprop), 1, adam, ADAM),
     }

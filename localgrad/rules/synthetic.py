@@ -15,6 +15,7 @@ from localgrad.core.contract.rule import LearningRule, Loss
 from localgrad.core.frame import Frame, Outcome, Recipe, Window, outcome_of, windowed_rule
 from localgrad.core.model.locality import require_real
 from localgrad.core.model.stack import Stack
+from localgrad.core.model.wiring import output_leaf
 from localgrad.core.params import Leaves, Path, accumulator, under
 from localgrad.core.passes.backward import assign, input_credit, sweep, unowned_whole
 from localgrad.core.passes.contraction import contract, pres
@@ -317,7 +318,9 @@ def _visit(
     known = jax.tree.map(jnp.zeros_like, end)
     if how.predicts == "total":
         leaves, treedef = jax.tree.flatten(known)
-        place = _output_place(at.cell, own, tape)
+        step = jax.tree.map(lambda a: a[0], (tape.carries, tape.xs))
+        place = output_leaf(cell, own, *step)
+        assert place is not None  # or the rule would have refused the cell
         leaves[place] = q_y[-1, 0].astype(leaves[place].dtype)
         known = jax.tree.unflatten(treedef, leaves)
         end = jax.tree.map(jnp.subtract, end, known)
@@ -328,21 +331,6 @@ def _visit(
     grads |= unowned_whole(cell, own, tape, q_y, left)
     kept = jax.tree.map(lambda q: q[0], q_start), known
     return grads, kept, input_credit(cell, own, tape, credit) if at.below else q_y
-
-
-def _output_place(cell: Any, params: Leaves, tape: Any) -> int:
-    """Which leaf of a cell's carry its output is, or -1."""
-    step = jax.tree.map(lambda a: a[0], (tape.carries, tape.xs))
-    return _place_of(cell, params, *step)
-
-
-def _place_of(cell: Any, params: Leaves, carry: Any, x: Any) -> int:
-    program = jax.make_jaxpr(cell.module.apply)(params, carry, x).jaxpr
-    *states, output = program.outvars
-    states = states[: len(jax.tree.leaves(carry))]
-    if len(program.outvars) != len(states) + 1:
-        return -1
-    return next((k for k, state in enumerate(states) if state is output), -1)
 
 
 def _taught(how: Options, state: SyntheticState, target: jax.Array) -> SyntheticState:
@@ -372,7 +360,8 @@ def _screen(how: Options, stack: Stack, params: Leaves) -> None:
         name, carry = stack.name(level), stack.initial[level]
         require_real(cell, carry, name, "dni")
         own = under(params, stack.prefixes[level])
-        if how.predicts == "total" and _place_of(cell, own, carry, stack.fed[level]) < 0:
+        place = output_leaf(cell, own, carry, stack.fed[level])
+        if how.predicts == "total" and place is None:
             raise ValueError(
                 f"dni cannot predict all the credit of {name} ({cell.module.name}): its output is "
                 "no array of its carry, so what a step's own loss says of the carry is not known. "
