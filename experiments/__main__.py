@@ -12,12 +12,13 @@ from typing import Any
 
 import tyro
 
-from experiments import compare, deep, linear_dynamics, perturbation, ptncn
+from experiments import compare, deep, linear_dynamics, online, perturbation, ptncn
 
 EXPERIMENTS: dict[str, Any] = {
     "compare": compare,
     "deep": deep,
     "linear_dynamics": linear_dynamics,
+    "online": online,
     "perturbation": perturbation,
     "ptncn": ptncn,
 }

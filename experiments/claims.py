@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 
@@ -19,6 +19,17 @@ class Claim(NamedTuple):
     text: str
     measured: str
     holds: bool
+
+
+def less(
+    text: str, last: Mapping[str, float], low: Sequence[str], high: Sequence[str], share: float
+) -> Claim | None:
+    """That the worst of some rows is less than a share of the best of others; None without them."""
+    if not {*low, *high} <= {*last}:
+        return None
+    ours, theirs = {k: last[k] for k in low}, {k: last[k] for k in high}
+    measured = ", ".join(f"{k} {v:.3g}" for k, v in (ours | theirs).items())
+    return Claim(text, measured, bool(max(ours.values()) < share * min(theirs.values())))
 
 
 def claims_table(claims: Sequence[Claim]) -> str:

@@ -161,8 +161,7 @@ def history_as_json(history: History) -> dict[str, Any]:
         values = np.asarray(values)
         if values.ndim:
             return [rounded(value) for value in values]
-        number = float(f"{values:.6g}")
-        return number if math.isfinite(number) else None  # JSON has no NaN.
+        return plain_number(values, digits=6)
 
     return {
         "steps": history.steps.tolist(),
@@ -174,6 +173,12 @@ def history_as_json(history: History) -> dict[str, Any]:
             for group, value in history.alignment.items()
         },
     }
+
+
+def plain_number(value: ArrayLike, digits: int = 5) -> float | None:
+    """A number of a few digits; None for one that is not finite, which JSON does not have."""
+    number = float(f"{value:.{digits}g}")
+    return number if math.isfinite(number) else None
 
 
 def circumstances(config: Any, *packages: str) -> dict[str, Any]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-from experiments.claims import Claim
+from experiments.claims import Claim, less
 from experiments.perturbation.report import Panel
 from experiments.perturbation.rows import MANY, SAMPLED
 from experiments.perturbation.variance import KINDS, Point, over, slope
@@ -75,40 +75,40 @@ def of_panel(panel: Panel) -> list[Claim]:
     said = []
     if name in ("sign", "recall"):
         title = f"{name}: causal credit does better than step credit and a readout alone"
-        said.append(_less(f"{title}, one sample", last, ONE, BLIND, 1))
-        said.append(_less(f"{title} by half, {MANY} samples", last, SAMPLED, HORIZON, HALF))
+        said.append(less(f"{title}, one sample", last, ONE, BLIND, 1))
+        said.append(less(f"{title} by half, {MANY} samples", last, SAMPLED, HORIZON, HALF))
     if name in ("ahead", "behind"):
         title = f"{name}: causal credit, {MANY} samples, does better than step credit"
-        said.append(_less(title, last, SAMPLED, HORIZON, 1))
+        said.append(less(title, last, SAMPLED, HORIZON, 1))
         title = f"{name}: the published rule is ten times as far off as BPTT"
-        said.append(_less(title, last, ("bptt",), ("published",), 0.1))
+        said.append(less(title, last, ("bptt",), ("published",), 0.1))
         title = f"{name}: and farther off than the gradient that it estimates, TBPTT(1)"
-        said.append(_less(title, last, ("tbptt1",), ("published",), 1))
+        said.append(less(title, last, ("tbptt1",), ("published",), 1))
     if name == "ahead":
         floors = {"filter": panel.problem.floors["linear filter, 20 taps"]}
         title = "ahead: one sample of causal credit is half as far off as the best linear filter"
-        said.append(_less(title, last | floors, ONE, ("filter",), HALF))
+        said.append(less(title, last | floors, ONE, ("filter",), HALF))
     if name == "copy":
         floors = {"mean": panel.problem.floors["each step's mean"]}
         title = "copy: BPTT is half as far off as each step's mean"
-        said.append(_less(title, last | floors, ("bptt",), ("mean",), HALF))
+        said.append(less(title, last | floors, ("bptt",), ("mean",), HALF))
         rows = [k for k in SINGLE if k in last]
         title = "copy: no rule of one sample is a fifth better than each step's mean"
-        said.append(_less(title, last | {"mean": 0.8 * floors["mean"]}, ("mean",), rows, 1))
+        said.append(less(title, last | {"mean": 0.8 * floors["mean"]}, ("mean",), rows, 1))
     for one, many in zip(ONE, SAMPLED, strict=True):
         if name in ("sign", "recall", "ahead", "behind"):
             title = f"{name}: {MANY} samples of {one.partition('_')[0].upper()} do better than one"
-            said.append(_less(title, last, (many,), (one,), 1))
+            said.append(less(title, last, (many,), (one,), 1))
     if name.startswith("weather"):
         floors = {"linear": panel.problem.floors["linear, of now"]}
         if name != "weather_48h":
             title = f"{name}: the past is not needed: TBPTT(1) is within a tenth of BPTT"
-            said.append(_less(title, last, ("tbptt1",), ("bptt",), 1.1))
+            said.append(less(title, last, ("tbptt1",), ("bptt",), 1.1))
         title = f"{name}: node perturbation does better under step credit"
-        said.append(_less(title, last, ("np_step",), ("np_causal",), 1))
+        said.append(less(title, last, ("np_step",), ("np_causal",), 1))
         title = f"{name}: no rule of one sample does better than linear regression of what is now"
         rows = [k for k in SINGLE if k in last]
-        said.append(_less(title, last | floors, ("linear",), rows, 1))
+        said.append(less(title, last | floors, ("linear",), rows, 1))
     elif {"published", "published_readout"} <= {*last}:
         share = last["published"] / last["published_readout"]
         said.append(
@@ -119,17 +119,6 @@ def of_panel(panel: Panel) -> list[Claim]:
             )
         )
     return [claim for claim in said if claim is not None]
-
-
-def _less(
-    text: str, last: Mapping[str, float], low: Names, high: Names, share: float
-) -> Claim | None:
-    """That the worst of some rows is less than a share of the best of others; None without them."""
-    if not {*low, *high} <= {*last}:
-        return None
-    ours, theirs = {k: last[k] for k in low}, {k: last[k] for k in high}
-    measured = ", ".join(f"{k} {v:.3g}" for k, v in (ours | theirs).items())
-    return Claim(text, measured, bool(max(ours.values()) < share * min(theirs.values())))
 
 
 def of_units(panels: Sequence[Panel]) -> list[Claim]:

@@ -11,7 +11,7 @@ from experiments.perturbation.learner import Outcome
 from experiments.perturbation.problems import Problem
 from experiments.perturbation.rows import ROWS
 from experiments.perturbation.variance import FEW_STEPS, FEW_UNITS, KINDS, Point, over, slope
-from experiments.report import align_columns, mean_and_spread
+from experiments.report import align_columns, mean_and_spread, plain_number
 
 NEAR, LITTLE, SETTLED = 1.5, 0.01, 1.1
 FOOTNOTE = f"""\
@@ -119,7 +119,7 @@ def panel_as_json(panel: Panel) -> dict[str, Any]:
         "units": problem.units,
         "updates": problem.updates,
         "also": problem.also[0],
-        "floors": {label: _number(value) for label, value in problem.floors.items()},
+        "floors": {label: plain_number(value) for label, value in problem.floors.items()},
         "rows": {name: _outcome_as_json(name, o) for name, o in panel.outcomes.items()},
     }
 
@@ -128,13 +128,9 @@ def _outcome_as_json(name: str, outcome: Outcome) -> Mapping[str, Any]:
     return {
         "label": ROWS[name].label,
         "rate": outcome.rate,
-        "tried": {f"{rate:g}": _number(value) for rate, value in outcome.tried.items()},
+        "tried": {f"{rate:g}": plain_number(value) for rate, value in outcome.tried.items()},
         "steps": outcome.steps.tolist(),
-        "test": [[_number(value) for value in curve] for curve in outcome.test],
-        "also": [_number(value) for value in outcome.also],
+        "test": [[plain_number(value) for value in curve] for curve in outcome.test],
+        "also": [plain_number(value) for value in outcome.also],
         "seconds": round(outcome.seconds, 2),
     }
-
-
-def _number(value: float) -> float | None:
-    return float(f"{value:.5g}") if np.isfinite(value) else None

@@ -14,7 +14,7 @@ from experiments.ptncn.learner import Learner, make_learner
 from experiments.ptncn.problems import Problem
 from experiments.ptncn.rows import ROWS, parameters_of
 from experiments.ptncn.training import Outcome, learned
-from experiments.report import align_columns, mean_and_spread
+from experiments.report import align_columns, mean_and_spread, plain_number
 
 
 def compete(
@@ -115,7 +115,7 @@ def as_json(outcomes: Mapping[str, Outcome]) -> dict[str, Any]:
     """Outcomes as nested dictionaries and lists."""
 
     def plain(values: np.ndarray) -> list:
-        return [[_number(v) for v in row] for row in np.atleast_2d(values)]
+        return [[plain_number(v) for v in row] for row in np.atleast_2d(values)]
 
     return {
         name: {
@@ -123,14 +123,10 @@ def as_json(outcomes: Mapping[str, Outcome]) -> dict[str, Any]:
             "units": o.units,
             "parameters": o.parameters,
             "rate": o.rate,
-            "tried": {str(rate): _number(value) for rate, value in o.tried.items()},
+            "tried": {str(rate): plain_number(value) for rate, value in o.tried.items()},
             "valid": plain(o.valid),
             "test": plain(o.test)[0],
             "seconds": round(o.seconds, 2),
         }
         for name, o in outcomes.items()
     }
-
-
-def _number(value: float) -> float | None:
-    return float(f"{value:.5g}") if np.isfinite(value) else None
