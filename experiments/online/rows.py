@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 from flax import linen as nn
 
@@ -51,6 +52,11 @@ def rates(units: int) -> Cells:
 def lru(units: int) -> Cells:
     """Units that are linear and apart, with memories of all lengths."""
     return (localgrad.LRUCell(units, r_min=0.5, r_max=0.99, max_phase=0.5),)
+
+
+def rtu(units: int) -> Cells:
+    """Units apart, with an activation behind their memories."""
+    return (localgrad.RTUCell(units, jnp.tanh),)
 
 
 def plain(factory: Make, **told: Any) -> Make:
@@ -112,8 +118,13 @@ ROWS: dict[str, Row] = {
     "tbptt1": Row("TBPTT(1)", "truncated", _one),
     "tbptt1_rmsprop": Row("TBPTT(1), RMSprop", "truncated", _one, optimizer=rmsprop),
     "rtrl": Row("RTRL", "exact", plain(localgrad.rtrl)),
+    "uoro": Row("UORO", "random", keyed(localgrad.uoro)),
+    "kf_rtrl": Row("KF-RTRL", "random", keyed(localgrad.kf_rtrl)),
+    "ok8": Row("OK(8)", "random", keyed(localgrad.ok, rank=8)),
+    "dni": Row("DNI", "learnt", plain(localgrad.dni, horizon=CHUNK)),
     "snap": Row("SnAp-1", "local", plain(localgrad.snap)),
     "eprop": Row("e-prop", "local", _eprop),
+    "mdgl": Row("MDGL", "local", plain(localgrad.mdgl)),
     "eprop_random": Row("e-prop, random", "local", keyed(localgrad.eprop, feedback="random")),
     "readout_only": Row("readout only", "frozen", plain(localgrad.readout_only)),
     "bptt_stack": Row("BPTT, 2 layers", "bptt", _bptt, grus, "bptt_stack", chunk=None),
@@ -127,6 +138,8 @@ ROWS: dict[str, Row] = {
     ),
     "bptt_lru": Row("BPTT, LRU", "bptt", _bptt, lru, "bptt_lru", chunk=None),
     "eprop_lru": Row("e-prop = RTRL, LRU", "exact", _eprop, lru, "bptt_lru"),
+    "bptt_rtu": Row("BPTT, RTU", "bptt", _bptt, rtu, "bptt_rtu", chunk=None),
+    "rtrl_rtu": Row("RTRL, RTU", "exact", plain(localgrad.rtrl), rtu, "bptt_rtu"),
 }
 
 
