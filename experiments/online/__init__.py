@@ -105,7 +105,8 @@ def run(config: Config) -> list[Claim]:
             config.rows, first.problem, config.budget, problems.STREAMS, config.repeats
         )
         print("\n" + report.prices_table(prices, near), flush=True)
-        figures.alignments(near, config.results / "lags.png")
+        if near:
+            figures.alignments(near, config.results / "lags.png")
         figures.bargains(panels, prices, config.results / "prices.png")
         content["cosines"] = report.cosines_as_json(near)
         content["prices"] = {name: price._asdict() for name, price in prices.items()}
