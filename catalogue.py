@@ -25,10 +25,10 @@ TRAITS = {
 that depends on the data, no readout, a complex carry, two outputs a unit, parameters of the cell
 outside its layers."""
 
-TELLING = ("embed", "two_gated", "nnx_gru")
+TELLING = ("embed", "nnx_gru")
 """The models of the conformance table that a rule is tried on unless its row says otherwise: an
-encoder, a stack and unit parameters; a stack of gated cells with two carries; a bare NNX cell with
-its gates in one kernel. All other pairs are slow tests."""
+encoder, a stack and unit parameters; a bare NNX cell with its gates in one kernel. All other pairs
+are slow tests, but those of rules that are tried on all models."""
 
 
 class Rule(NamedTuple):
@@ -123,9 +123,17 @@ RULES: dict[str, Rule] = {
         (*_LOCAL, "bare", "paired"),
         keyed=True,
         plain=("readout",),
-        models=("embed", "two_gated", "lstm"),
+        models=("embed", "lstm"),
     ),
-    "deep_eprop": Rule(localgrad.deep_eprop, "deep e-prop", "deep", {}, _LOCAL, deep=True),
+    "deep_eprop": Rule(
+        localgrad.deep_eprop,
+        "deep e-prop",
+        "deep",
+        {},
+        _LOCAL,
+        deep=True,
+        models=(*TELLING, "two_gated"),
+    ),
     "rflo": Rule(
         localgrad.rflo,
         "RFLO, random",
@@ -237,7 +245,7 @@ RULES: dict[str, Rule] = {
         ("bare",),
         credits=("readout",),
         plain=("readout",),
-        models=("embed", "two_gated", "optimized_lstm"),
+        models=("embed", "optimized_lstm"),
     ),
 }
 

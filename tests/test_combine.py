@@ -183,10 +183,15 @@ def decorrelated():
     "make",
     [
         localgrad.node_perturbation,
-        localgrad.activity_perturbation,
         localgrad.weight_perturbation,
-        localgrad.forward_gradient,
-        functools.partial(localgrad.pes, unroll=2),
+        *(
+            pytest.param(make, marks=pytest.mark.slow)
+            for make in (
+                localgrad.activity_perturbation,
+                localgrad.forward_gradient,
+                functools.partial(localgrad.pes, unroll=2),
+            )
+        ),
     ],
 )
 def test_every_rule_of_noise_goes_with_decorrelation(make):
@@ -225,7 +230,11 @@ def test_parameters_of_nnx_are_labelled_by_a_function():
 
 
 @pytest.mark.parametrize(
-    ("make", "batch_size"), [(localgrad.eprop, B), (localgrad.rtrl, B), (localgrad.bptt, None)]
+    ("make", "batch_size"),
+    [
+        (localgrad.bptt, None),
+        *(pytest.param(r, B, marks=pytest.mark.slow) for r in (localgrad.eprop, localgrad.rtrl)),
+    ],
 )
 def test_credit_ends_at_an_encoder_that_is_anothers(make, batch_size):
     class Stern(nn.Module):

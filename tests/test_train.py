@@ -12,6 +12,7 @@ import pytest
 
 import localgrad
 from catalogue import RULES
+from tests.conformance.table import by_machinery
 
 B, T, IN, N, OUT = 3, 10, 2, 4, 2
 
@@ -51,7 +52,9 @@ def test_evaluate_goes_on_from_a_carry():
     chex.assert_trees_all_close(jnp.concatenate([first[1], second[1]], 1), whole[1], atol=1e-6)
 
 
-@pytest.mark.parametrize("chunk", [1, 3, 10, 20])
+@pytest.mark.parametrize(
+    "chunk", [1, 3, *(pytest.param(c, marks=pytest.mark.slow) for c in (10, 20))]
+)
 def test_learn_is_a_loop_of_updates(chunk):
     model, params, batch = problem()
     rule = localgrad.eprop(model, optax.l2_loss, batch_size=B)
@@ -89,7 +92,7 @@ def started(name):
     return RULES[name].make(model, optax.l2_loss, batch_size=B, example=example), params, batch
 
 
-@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("name", by_machinery(RULES))
 def test_reset_starts_afresh_and_keeps_the_feedback(name):
     rule, params, batch = started(name)
     tx = optax.chain(rule, optax.sgd(0.1))
@@ -106,7 +109,7 @@ def test_reset_starts_afresh_and_keeps_the_feedback(name):
         chex.assert_trees_all_close(stale, expected, atol=1e-7)
 
 
-@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("name", by_machinery(RULES))
 def test_saved_and_restored_in_mid_stream_nothing_changes(name, tmp_path):
     rule, params, batch = started(name)
     tx = optax.chain(rule, optax.adam(1e-2))

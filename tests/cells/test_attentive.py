@@ -99,7 +99,10 @@ def updates_of(rule: localgrad.LearningRule, it: Built) -> Any:
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "name",
+    [n if n == "forgets" else pytest.param(n, marks=pytest.mark.slow) for n in MODELS],
+)
 def test_it_is_its_equations_and_its_cuts(name):
     it = built(**MODELS[name])
     outputs, grads = tried(it, by_hand)
@@ -273,6 +276,7 @@ def learnt(top_k: int, key: jax.Array) -> jax.Array:
     return jax.lax.scan(step, (params, tx.init(params)), keys)[1][-20:].mean()
 
 
+@pytest.mark.slow
 def test_it_learns_what_needs_more_than_a_step_of_credit():
     """Beside the same LSTM that recalls nothing, where no credit reaches the symbol's step."""
     keys = jax.random.split(jax.random.key(0), 2)

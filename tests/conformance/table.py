@@ -20,7 +20,7 @@ and the rest of what a row is held to, lies in `tests/rules/test_force.py`.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -183,6 +183,24 @@ CASES = [case for case in PAIRS if _refusal(case) is None]
 REFUSALS = [case for case in PAIRS if _refusal(case) is not None]
 EVERYWHERE = [name for name, row in RULES.items() if row.models is None]
 """The rules that every model is tried under: exact backwards, exact forwards, and local."""
+
+
+MACHINERY = (
+    "tbptt",
+    "rtrl",
+    "eprop_random",
+    "deep_eprop",
+    "node_perturbation",
+    "weight_perturbation",
+    "uoro",
+    "ok",
+)
+"""A rule of each machinery: what all rules do alike is asked of these, and of others when slow."""
+
+
+def by_machinery(names: Iterable[str]) -> list[Any]:
+    """Names of rules as pytest takes them; those whose machinery another shows are slow."""
+    return [n if n in MACHINERY else pytest.param(n, marks=pytest.mark.slow) for n in names]
 
 
 def cases_of(cases: list[Case]) -> list[Any]:

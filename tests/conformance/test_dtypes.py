@@ -12,10 +12,13 @@ import pytest
 
 import localgrad
 from catalogue import RULES
+from tests.conformance.table import by_machinery
 
 B, T, IN, OUT = 4, 6, 2, 3
-every_rule = pytest.mark.parametrize("name", RULES)
-settled_rule = pytest.mark.parametrize("name", [n for n, row in RULES.items() if not row.random])
+every_rule = pytest.mark.parametrize("name", by_machinery(RULES))
+settled_rule = pytest.mark.parametrize(
+    "name", by_machinery(n for n, row in RULES.items() if not row.random)
+)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -103,11 +106,11 @@ def test_precision_does_not_change_the_rule(name, mixture):
 CELLS = {"GRU": (nn.GRUCell, ("gated",)), "rate": (localgrad.RateCell, ())}
 
 
-@pytest.mark.parametrize(
-    ("name", "cell"),
-    [(n, c) for n, row in RULES.items() for c in CELLS if not row.refusal(CELLS[c][1])],
-)
+@pytest.mark.parametrize("cell", CELLS)
+@every_rule
 def test_computing_in_bfloat16_with_float32_parameters(name, cell):
+    if RULES[name].refusal(CELLS[cell][1]):
+        pytest.skip("the rule refuses the cell")
     _, _, inputs, targets = network()
     batch = localgrad.Batch(jnp.asarray(inputs), jnp.asarray(targets))
     found = []
@@ -144,7 +147,9 @@ SPIKING = {"LIF": (localgrad.LIFCell, jnp.bfloat16), "ALIF": (localgrad.ALIFCell
 
 
 @pytest.mark.parametrize("cell", SPIKING)
-@pytest.mark.parametrize("name", ["snap", "deep_eprop"])  # on one layer, with autapses, the same
+@pytest.mark.parametrize(
+    "name", ["snap", pytest.param("deep_eprop", marks=pytest.mark.slow)]
+)  # on one layer, with autapses, the same
 def test_a_carry_of_two_dtypes(name, cell):
     """Float32 inputs make voltages and spikes float32; the count of silent steps stays half."""
     cell, dtype = SPIKING[cell]

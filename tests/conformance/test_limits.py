@@ -13,7 +13,7 @@ import pytest
 import localgrad
 from catalogue import RULES
 from tests.conformance import oracles
-from tests.conformance.table import MODELS, B, Case, T, build, groups, rule_of
+from tests.conformance.table import MODELS, B, Case, T, build, by_machinery, groups, rule_of
 
 close = functools.partial(chex.assert_trees_all_close, rtol=1e-10, atol=1e-10)
 
@@ -42,8 +42,10 @@ def brute_force(model):
     return jax.jit(functools.partial(oracles.tbptt, build(model).model))
 
 
-@pytest.mark.parametrize("horizon", [1, 2, 3, 7])
-@pytest.mark.parametrize("model", ["two_rates", "embed"])
+@pytest.mark.parametrize(
+    "horizon", [1, 3, *(pytest.param(h, marks=pytest.mark.slow) for h in (2, 7))]
+)
+@pytest.mark.parametrize("model", [pytest.param("two_rates", marks=pytest.mark.slow), "embed"])
 def test_tbptt_credits_each_loss_with_its_last_steps(model, horizon):
     built = build(model)
     batch = fed(built.batch)
@@ -68,7 +70,7 @@ def test_a_horizon_beyond_the_data_is_bptt(horizon):
     close(learn(tbptt(batch_size=B, example=built.example), built.params, batch, 4), expected)
 
 
-SOME = ("rate", "rate_alpha", "simple", "gru", "lstm", "mgu", "nnx_gru")
+SOME = ("rate_alpha", "nnx_gru")
 ALONE = [
     pytest.param(name, marks=() if name in SOME else pytest.mark.slow)
     for name, row in MODELS.items()
@@ -152,7 +154,7 @@ def test_random_feedback_has_the_announced_size(name):
     assert abs(drawn.mean()) < 5 * 200**-0.5 / np.sqrt(drawn.size)
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", by_machinery(RULES))
 def test_mean_is_the_sum_over_the_weight(rule):
     case = Case(rule, "rate")
     built = build(case.model)

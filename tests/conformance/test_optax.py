@@ -10,11 +10,11 @@ from flax import nnx
 
 import localgrad
 from catalogue import RULES
-from tests.conformance.table import IN, B, Case, N, build, plain, rule_of
+from tests.conformance.table import IN, B, Case, N, build, by_machinery, plain, rule_of
 
 MODEL = "rate"
 RATE = 0.1
-every_rule = pytest.mark.parametrize("name", RULES)
+every_rule = pytest.mark.parametrize("name", by_machinery(RULES))
 EXACT = [n for n, row in RULES.items() if row.expectation == "bptt" and not row.random]
 
 

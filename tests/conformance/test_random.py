@@ -18,7 +18,7 @@ import pytest
 import localgrad
 from catalogue import RULES, Rule
 from tests.conformance import draws, oracles
-from tests.conformance.table import MODELS, build, groups
+from tests.conformance.table import MODELS, build, by_machinery, groups
 
 MODEL = "rate_alpha"
 
@@ -64,7 +64,7 @@ def noisy(bias: float = 0.0, scale: float = 1.0) -> Rule:
 RANDOM = {"noisy": noisy()} | {name: row for name, row in RULES.items() if row.random}
 every_random_rule = pytest.mark.parametrize(
     "name",
-    [n if r.models != () else pytest.param(n, marks=pytest.mark.slow) for n, r in RANDOM.items()],
+    ["noisy", *by_machinery(name for name in RANDOM if name != "noisy")],
 )
 
 

@@ -11,10 +11,10 @@ import optax
 import pytest
 
 from catalogue import RULES
-from tests.conformance.table import B, Case, T, build, plain, rule_of
+from tests.conformance.table import B, Case, T, build, by_machinery, plain, rule_of
 
 MODEL = "rate"
-every_rule = pytest.mark.parametrize("name", RULES)
+every_rule = pytest.mark.parametrize("name", by_machinery(RULES))
 KEYED = [name for name, row in RULES.items() if row.keyed]
 
 
@@ -61,7 +61,7 @@ def test_vmap_over_networks_is_a_loop_over_networks(name):
         close(jax.tree.map(lambda a, k=k: a[k], (updates, states)), alone)
 
 
-@pytest.mark.parametrize("name", KEYED)
+@pytest.mark.parametrize("name", by_machinery(KEYED))
 def test_vmap_over_seeds_draws_other_numbers(name):
     built = build(MODEL)
 

@@ -15,7 +15,7 @@ import pytest
 import localgrad
 from catalogue import RULES, TRAITS
 from tests.conformance import oracles, zoo
-from tests.conformance.table import EVERYWHERE
+from tests.conformance.table import EVERYWHERE, by_machinery
 
 close = functools.partial(chex.assert_trees_all_close, rtol=1e-10, atol=1e-10)
 B, T, IN = 2, 8, 3
@@ -90,7 +90,9 @@ def local_problem(name):
 
 
 @pytest.mark.parametrize("name", zoo.LOCAL)
-@pytest.mark.parametrize("rule", LOCAL)
+@pytest.mark.parametrize(
+    "rule", ["eprop", *(pytest.param(n, marks=pytest.mark.slow) for n in LOCAL if n != "eprop")]
+)
 def test_local_rules_credit_all_that_stays_in_a_unit(rule, name):
     model, params, batch, oracle = local_problem(name)
     how = RULES[rule].expectation
@@ -119,7 +121,7 @@ def at_once(rule, params, batch, updates, state):
     close(after._replace(loss=state.loss), state)
 
 
-@pytest.mark.parametrize("rule", EXACT)
+@pytest.mark.parametrize("rule", by_machinery(EXACT))
 @pytest.mark.parametrize(
     "model",
     [cell(3) if name == "skip" else cell() for name, (cell, _) in zoo.LOCAL.items()]
@@ -195,7 +197,9 @@ def test_complex_states_are_refused(name):
 @pytest.mark.parametrize(
     "window", [3, 5, *(pytest.param(size, marks=pytest.mark.slow) for size in (1, 7))]
 )
-@pytest.mark.parametrize("name", [name for name, row in SETTLED.items() if row.windowed])
+@pytest.mark.parametrize(
+    "name", by_machinery(name for name, row in SETTLED.items() if row.windowed)
+)
 def test_windows_of_any_size_give_the_same(name, window):
     """Also where one full window is followed by a shorter one."""
     gated = not RULES[name].refusal(("gated",))
@@ -226,7 +230,7 @@ def test_layers_called_by_name_and_cells_that_hold_arrays():
     close(streamed(make("eprop", model, batch, batch_size=B), params, batch)[0], whole)
 
 
-@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("name", by_machinery(RULES))
 def test_a_fresh_state_can_be_donated(name):
     params, batch = problem(model := localgrad.Network((zoo.Concat(),), nn.Dense(2)))
     rule = make(name, model, batch, batch_size=B)

@@ -208,7 +208,9 @@ STEPS = [
 ]
 
 
-@pytest.mark.parametrize("seed", range(25))
+@pytest.mark.parametrize(
+    "seed", [n if n < 8 else pytest.param(n, marks=pytest.mark.slow) for n in range(25)]
+)
 def test_owners_are_no_fewer_than_perturbations_show(seed):
     """In random programs of readable steps: values for value, derivatives for credit."""
     rng = np.random.default_rng(seed)

@@ -140,7 +140,7 @@ def test_rows_by_themselves_are_taken(name):
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
-@pytest.mark.parametrize("wide", [False, True])
+@pytest.mark.parametrize("wide", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_rounding_is_no_refusal(dtype, wide):
     size = 256 if wide else N
     cells = nn.GRUCell(size, dtype=dtype), nn.LSTMCell(size, dtype=dtype)

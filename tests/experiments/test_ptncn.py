@@ -123,6 +123,7 @@ def test_a_run_that_dies_while_it_is_saved_goes_on_from_the_epoch_before(
     np.testing.assert_array_equal(resumed.valid, whole.valid)
 
 
+@pytest.mark.slow
 def test_a_sequence_of_tasks_goes_on_in_the_middle_of_one(tmp_path):
     counted, _ = problem()
     tasks, ticks = [counted, counted._replace(name="again")], []

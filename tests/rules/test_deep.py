@@ -56,7 +56,8 @@ def three():
 
 
 @pytest.mark.parametrize(
-    "cell", [pytest.param(nn.GRUCell, marks=pytest.mark.slow), nn.LSTMCell, nn.SimpleCell]
+    "cell",
+    [*(pytest.param(c, marks=pytest.mark.slow) for c in (nn.GRUCell, nn.LSTMCell)), nn.SimpleCell],
 )
 def test_on_one_layer_it_is_eprop(cell):
     model, params, batch = problem(cell(4, param_dtype=float))
@@ -90,6 +91,7 @@ def test_it_is_exact_where_no_unit_feeds_another(window):
     assert gap > 0.1 * optax.tree.norm(exact["cells_0"])
 
 
+@pytest.mark.slow  # tests/golden/test_lru.py has one
 def test_it_is_exact_in_stacks_of_linear_recurrent_units():
     widths = [4, 3, 2]
     model, params, batch = problem(*(localgrad.LRUCell(n, param_dtype=float) for n in widths))
@@ -107,6 +109,7 @@ def test_three_layers_over_an_encoder_split_anywhere():
         close(streamed(localgrad.deep_eprop, model, params, batch, length, window=window), whole)
 
 
+@pytest.mark.slow
 def test_without_time_it_is_eprop_and_without_space_only_the_top_learns():
     model, params, batch = three()
     within = streamed(localgrad.deep_eprop, model, params, batch, 5, temporal=False)

@@ -104,7 +104,7 @@ WIDE = {"param_dtype": jnp.float64}
 @pytest.mark.parametrize(
     ("cells", "horizon", "predicts", "size"),
     [
-        ((nn.LSTMCell(3, **WIDE),), 2, "total", None),
+        pytest.param((nn.LSTMCell(3, **WIDE),), 2, "total", None, marks=pytest.mark.slow),
         ((nn.GRUCell(3, **WIDE), nn.SimpleCell(2, **WIDE)), 3, "future", None),
         ((localgrad.RateCell(3, alpha=0.3, learn_alpha=True, **WIDE),), 1, "total", B),
     ],

@@ -63,7 +63,7 @@ EXACT = {
     "twice": lambda: problem_of(zoo.Twice()),
     "stacked": lambda: problem_of(zoo.Stacked()),
 }
-SLOW = ("twice", "stacked")
+SLOW = ("twice", "stacked", "two_gated")
 
 
 @pytest.mark.parametrize(

@@ -198,7 +198,10 @@ def of_noise(given):
     return np.asarray(jax.jacobian(lambda z: losses(z)[0])(blank)), list(map(np.asarray, received))
 
 
-@pytest.mark.parametrize("credit", ["causal", "step", "resync", "total"])
+@pytest.mark.parametrize(
+    "credit",
+    ["causal", "resync", *(pytest.param(c, marks=pytest.mark.slow) for c in ("step", "total"))],
+)
 def test_the_variance_of_node_perturbation_counts_nodes_and_steps(credit):
     """By Isserlis' theorem: noise z enters node n at step t, which is paid by the sum of losses
     a_t . z and pays x_t."""
@@ -260,7 +263,7 @@ def test_noise_that_ends_with_its_step_needs_no_memory_of_it(antithetic):
     told |= {"antithetic": antithetic, "reduction": "sum"}
     whole = localgrad.node_perturbation(model, optax.squared_error, **told)
     wanted, _ = whole(params, whole.init(params), batch)
-    for window in (1, 3):
+    for window in (3,):
         rule = localgrad.node_perturbation(
             model, optax.squared_error, batch_size=B, window=window, **told
         )

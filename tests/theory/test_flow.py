@@ -98,7 +98,9 @@ def test_rules_are_special_cases_of_each_other():
         )
 
 
-@pytest.mark.parametrize("rule", ["bptt", "tbptt1", "rflo"])
+@pytest.mark.parametrize(
+    "rule", ["rflo", *(pytest.param(n, marks=pytest.mark.slow) for n in ("bptt", "tbptt1"))]
+)
 def test_plateaus(rule):
     """Half the loss is gone after the time that the outside program found; slopes 1, 1 and 0."""
     at = golden("plateau/")

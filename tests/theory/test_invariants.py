@@ -23,7 +23,11 @@ def test_along_a_flow_of_modes(rule):
 
 
 @pytest.mark.parametrize(
-    "rule, alpha", [("bptt", 1.0), ("tbptt1", 1.0), ("rflo", 1.0), ("rflo", 0.4)]
+    "rule, alpha",
+    [
+        ("rflo", 0.4),
+        *(pytest.param(n, 1.0, marks=pytest.mark.slow) for n in ("bptt", "tbptt1", "rflo")),
+    ],
 )
 def test_along_a_flow_of_any_linear_network(rule, alpha):
     """Not aligned, correlated inputs, targets that no network can give."""

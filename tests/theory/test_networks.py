@@ -108,7 +108,7 @@ def test_gradient_steps_follow_the_mode_map(rule):
     np.testing.assert_allclose(rows, found["modes_abw"][1:], rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("loss", ["final", "per_step"])
+@pytest.mark.parametrize("loss", ["final", pytest.param("per_step", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("rule", RULES)
 def test_the_rules_flow_follows_the_mode_equations(rule, loss):
     """Gradient flow of a whole network, its velocity made by the library's rule."""
