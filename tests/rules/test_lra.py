@@ -191,10 +191,12 @@ def chain(rule, model):
 
 
 def test_no_layer_waits_for_another():
-    """The longest chain of products: drive, predict, correct, learn, whatever the depth."""
+    """The longest chain of products, whatever the depth: drive, predict, correct, learn; or, in
+    place of the last, products of examples and of these, for the norm of what is learnt."""
     for depth, options in [(2, {}), (5, {}), (5, {"stacked": True})]:
         model = localgrad.PTNCN((5,) * depth, D, output_activation=jax.nn.sigmoid, **options)
-        assert chain(make(model, batch_size=B), model) == 4
+        assert chain(make(model, batch_size=B, update_radius=None), model) == 4
+        assert chain(make(model, batch_size=B), model) == 5
     depths = (1, 3)
     stacks = [tuple(nn.SimpleCell(5) for _ in range(depth)) for depth in depths]
     models = [localgrad.Network(cells, readout=nn.Dense(D)) for cells in stacks]
