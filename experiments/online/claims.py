@@ -16,6 +16,7 @@ NEAR = ("snap", "eprop")  # within a unit
 ONE = ("tbptt1", "tbptt1_rmsprop")  # of their own step
 BLIND = (*ONE, "readout_only")
 LITTLE, MOST = 0.01, 0.9  # of chance
+DRAWN = ("kf_rtrl",), ("uoro",)
 EXACT, ALONE = 0.999, 0.99  # cosines
 
 
@@ -38,6 +39,8 @@ def of_copy(panel: Panel, last: Mapping[str, float]) -> Sequence[Claim | None]:
             BLIND,
             lambda p: p.max() < 4,
         ),
+        less("copy: MDGL is five times nearer than e-prop", last, ("mdgl",), ("eprop",), 0.2),
+        less("copy: KF-RTRL is a hundred times nearer than UORO", last, *DRAWN, 0.01),
         less("copy: RTRL is ten times nearer than rules of one unit", last, ("rtrl",), NEAR, 0.1),
         less("copy: and no farther than BPTT, which unrolls", last, ("rtrl",), ("bptt",), 1),
     ]
@@ -69,6 +72,8 @@ def of_coin(panel: Panel, last: Mapping[str, float]) -> Sequence[Claim | None]:
         less(title, middle, ("bptt", *FULL), ("middle",), 1),
         less("coin: SnAp-1 and e-prop a part of it", known, NEAR, ("one",), 1),
         less("coin: credit of one step none of it", known, ("one",), BLIND, 1),
+        less("coin: nor UORO, of rank one", known, ("one",), DRAWN[1], 1),
+        less("coin: KF-RTRL and DNI more than SnAp-1", last, (*DRAWN[0], "dni"), NEAR[:1], 1),
         less("coin: SnAp-1, which keeps a unit's own weight, beats e-prop", last, *_pair(NEAR), 1),
     ]
 
@@ -117,7 +122,7 @@ CLAIMS: dict[str, Callable[[Panel, Mapping[str, float]], Sequence[Claim | None]]
 def of_lags(found: Mapping[str, np.ndarray]) -> list[Claim]:
     """What is claimed of credit over time, fresh and trained."""
     claims = []
-    exact = [name for name in ("rtrl", "eprop_lru") if name in found]
+    exact = [name for name in ("rtrl", "eprop_lru", "rtrl_rtu") if name in found]
     if exact:
         worst = min(found[name].min() for name in exact)
         text = "credit: RTRL's in chunks is BPTT's at every lag, and on linear units so is e-prop's"

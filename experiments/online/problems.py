@@ -327,7 +327,7 @@ def bits(
 def wrong(outputs: jax.Array, batch: Batch) -> jax.Array:
     """Per cent of the answers."""
     right = jnp.argmax(outputs, axis=-1) == jnp.argmax(batch.targets, axis=-1)
-    return 100 * jnp.average(~right, weights=batch.mask)
+    return 100 * jnp.maximum(jnp.average(~right, weights=batch.mask), 0)  # and no -0.0 by rounding
 
 
 def grown(pause: np.ndarray, loss: np.ndarray) -> np.ndarray:

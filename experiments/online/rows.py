@@ -120,7 +120,6 @@ ROWS: dict[str, Row] = {
     "rtrl": Row("RTRL", "exact", plain(localgrad.rtrl)),
     "uoro": Row("UORO", "random", keyed(localgrad.uoro)),
     "kf_rtrl": Row("KF-RTRL", "random", keyed(localgrad.kf_rtrl)),
-    "ok8": Row("OK(8)", "random", keyed(localgrad.ok, rank=8)),
     "dni": Row("DNI", "learnt", plain(localgrad.dni, horizon=CHUNK)),
     "snap": Row("SnAp-1", "local", plain(localgrad.snap)),
     "eprop": Row("e-prop", "local", _eprop),
