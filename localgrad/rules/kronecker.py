@@ -112,7 +112,7 @@ def kf_rtrl(
             carry. B for *streaming*: B parallel streams whose carry and influence persist from call
             to call.
         window: steps processed together inside a call; memory grows with it, never with T. They are
-            credited exactly among themselves, and from 2 on the variance falls. None picks a size.
+            credited exactly among themselves, and most of the variance goes. None picks a size.
         reduction: `"mean"` divides by the total weight of this call's steps, `"sum"` does not.
         max_influence_bytes: refuse to allocate more bytes than this for the influence.
         example: one time step's inputs without the batch axis (array or `ShapeDtypeStruct`). Needed
@@ -172,10 +172,10 @@ def ok(
     is exact as long as R is no less than the steps of a sequence, or than the entries of u.
 
     *Estimates* BPTT's gradient without a bias, of a whole stack too, with parameters that stay
-    fixed; the variance falls fast with the rank and with the window. What is drawn depends on where
-    windows end, so a stream gives the same numbers only if it is split between windows. *Costs*
-    O(R N^3) a step and example, with a QR and a small SVD of R + W products for each window, and
-    R (N S D + U) numbers for each example (a window takes W / R times as many).
+    fixed; the variance falls fast with the rank, and mostly with the window. What is drawn depends
+    on where windows end, so a stream gives the same numbers only if it is split between windows.
+    *Costs* O(R N^3) a step and example, with a QR and a small SVD of R + W products for each
+    window, and R (N S D + U) numbers for each example (a window takes W / R times as many).
 
     Args:
         model: a Flax cell: a Linen module as it is, an NNX cell through `localgrad.from_nnx`, or a
@@ -189,7 +189,7 @@ def ok(
             carry. B for *streaming*: B parallel streams whose carry and influence persist from call
             to call.
         window: steps processed together inside a call; memory grows with it, never with T. They are
-            credited exactly among themselves, and from 2 on the variance falls. None picks a size.
+            credited exactly among themselves, and most of the variance goes. None picks a size.
         reduction: `"mean"` divides by the total weight of this call's steps, `"sum"` does not.
         max_influence_bytes: refuse to allocate more bytes than this for the influence.
         example: one time step's inputs without the batch axis (array or `ShapeDtypeStruct`). Needed

@@ -110,7 +110,7 @@ def uoro(
             carry. B for *streaming*: B parallel streams whose carry and influence persist from call
             to call.
         window: steps processed together inside a call; memory grows with it, never with T. They are
-            credited exactly among themselves, and from 2 on the variance falls. None picks a size.
+            credited exactly among themselves, and most of the variance goes. None picks a size.
         reduction: `"mean"` divides by the total weight of this call's steps, `"sum"` does not.
         example: one time step's inputs without the batch axis (array or `ShapeDtypeStruct`). Needed
             by `init` only if no Dense or Embed layer takes the input as it is.

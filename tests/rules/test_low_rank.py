@@ -11,6 +11,7 @@ import optax
 import pytest
 
 import localgrad
+from localgrad.core.passes import kronecker
 from tests.conformance import draws, zoo
 from tests.conformance.table import build, groups
 from tests.golden.problems import LOSSES, batch_of, network_of, params_of
@@ -83,6 +84,24 @@ def test_with_a_rank_of_all_that_a_layer_receives_ok_is_rtrl(name):
     assert inside and all("12 Kronecker products" in said[path] for path in inside)
     exact = {cell: dict(leaves) for cell, leaves in state.influence.items()}
     close(exact, {c: {p: held.influence[c][p] for p in leaves} for c, leaves in exact.items()})
+
+
+@pytest.mark.parametrize("rank", [1, 2, 4])
+def test_few_products_mean_the_sum_and_vary_as_little_as_they_can(rank):
+    """Over all places of the marks; the least variance is Benzing's, of the singular values."""
+    rng = np.random.default_rng(rank)
+    left, right = rng.normal(size=(6, 5, 4)), rng.normal(size=(6, 7))
+    whole = np.einsum("tnd,tu->ndu", left, right)
+    starts = (np.arange(20_000) + 0.5) / 20_000
+    reduce = functools.partial(kronecker.by_sampling, rank)
+    a, u = jax.vmap(reduce, (0, None, None))(starts, left, right)
+    made = np.einsum("krnd,kru->kndu", a, u)
+    np.testing.assert_allclose(made.mean(0), whole, rtol=0, atol=1e-3 * np.abs(whole).max())
+    sizes = np.linalg.svd(whole.reshape(20, 7), compute_uv=False)[:6]
+    kept = next(m for m in range(rank) if (rank - m) * sizes[m] <= sizes[m:].sum())
+    least = sizes[kept:].sum() ** 2 / (rank - kept) - (sizes[kept:] ** 2).sum()
+    found = ((made - whole) ** 2).sum((1, 2, 3)).mean()
+    np.testing.assert_allclose(found, least, rtol=1e-3)
 
 
 def test_the_products_are_the_influence():
