@@ -40,9 +40,6 @@ def sweep(
     tape: Tape,
     q_ys: Any,
     q_end: Any,
-    *,
-    slots: jax.Array | None = None,
-    sum_rows: bool = False,
     method: Method = WHOLE,
 ) -> tuple[Any, Any]:
     """Sends K rows of credit backward through a window.
@@ -53,28 +50,23 @@ def sweep(
         tape: of the forward pass.
         q_ys: credit of the outputs, leaves [W, K', B, ...]; rows from K' on have none.
         q_end: credit of the carry that leaves the window, leaves [K, B, ...].
-        slots: [W], the row whose credit expires on reaching each step, or None.
-        sum_rows: sum the credit that is kept over the rows.
         method: how credit passes the recurrent synapses.
 
     Returns:
-        Credit of the carry that leaves each step, leaves [W, K, B, ...] (or [W, 1, B, ...]), and of
-        the one that entered the window, [K, B, ...].
+        Credit of the carry that leaves each step, leaves [W, K, B, ...], and of the one that
+        entered the window, [K, B, ...].
     """
     k = length(q_end)
 
     def back(q: Any, now: tuple) -> tuple[Any, Any]:
-        carry, x, drives, q_y, reset, slot = now
-        if slot is not None:
-            q = forget(q, jnp.arange(k) == slot)
-        left = jax.tree.map(lambda a: a.sum(0, keepdims=True), q) if sum_rows else q
+        carry, x, drives, q_y, reset = now
         _, pull = jax.vjp(lambda c: replay(cell, params, method, c, x, drives), carry)
-        (q,) = jax.vmap(pull)((q, jax.tree.map(lambda a: padded(a, k), q_y)))
+        (before,) = jax.vmap(pull)((q, jax.tree.map(lambda a: padded(a, k), q_y)))
         if reset is not None:
-            q = forget(q, jnp.broadcast_to(reset, (k, *reset.shape)))
-        return q, left
+            before = forget(before, jnp.broadcast_to(reset, (k, *reset.shape)))
+        return before, q
 
-    along = (tape.carries, tape.xs, tape.drives, q_ys, tape.reset, slots)
+    along = (tape.carries, tape.xs, tape.drives, q_ys, tape.reset)
     q_start, left = jax.lax.scan(back, q_end, along, reverse=True)
     return left, q_start
 
