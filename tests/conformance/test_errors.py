@@ -128,6 +128,7 @@ def test_a_stream_has_its_number_of_examples_and_its_example():
         (r"one array a cell, for \['cells_0'\]", {"feedback": [np.ones((N, OUT))] * 2}),
         ("horizon must be a positive integer.*got 0", {"factory": localgrad.tbptt, "horizon": 0}),
         ("horizon must be .*got 2.0", {"factory": localgrad.tbptt, "horizon": 2.0}),
+        ("stride must be .*got 0", {"factory": localgrad.tbptt, "horizon": 1, "stride": 0}),
         (r"order=2 on cell.* dense.*localgrad\.rtrl", {"factory": localgrad.snap, "order": 2}),
         (
             r"would take .* more than max_influence_bytes = .* batch_size=2 .*localgrad\.snap",

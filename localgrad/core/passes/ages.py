@@ -127,6 +127,9 @@ def sweep_ages(
     laid = jax.tree.map(grid.lay, tapes)
     given = jax.tree.map(lambda q: grid.lay(q, "constant"), q_y)
     top = len(tapes) - 1
+    slopes = [
+        _slope(stack, i, under(params, stack.prefixes[i]), laid[i], grid) for i in stack.levels
+    ]
 
     def older(so_far: tuple, age: jax.Array) -> tuple[tuple, None]:
         """One step back: what reaches this age is kept, and passed on."""
@@ -140,7 +143,9 @@ def sweep_ages(
             if level < top:
                 q_ys[level] = grid.add(q_ys[level], place, credit)
             below = _passed_down(stack, level, own, tape, credit, q[level]) if level else None
-            q[level] = _passed_back(stack, level, own, tape, credit, q[level])
+            pull = slopes[level].at(grid, place)
+            back = split_steps(pull(merge_steps((q[level], credit)))[0], grid.blocks)
+            q[level] = back if tape.reset is None else forget(back, tape.reset)
             credit = below
         return (q, left, q_ys), None
 
@@ -153,12 +158,51 @@ def sweep_ages(
     return Summed(lift(left), [*lift(q_ys), q_y])
 
 
-def _passed_back(stack: Stack, level: int, own: Leaves, tape: Tape, q_y: Any, left: Any) -> Any:
-    """Credit of the carry that entered a step of each block, leaves [M, B, N]."""
-    carry, x, drives = merge_steps((tape.carries, tape.xs, tape.drives))
-    _, pull = jax.vjp(lambda c: replay(stack.cells[level], own, WHOLE, c, x, drives), carry)
-    q = split_steps(pull(merge_steps((left, q_y)))[0], length(tape.ys))
-    return q if tape.reset is None else forget(q, tape.reset)
+class Slope(NamedTuple):
+    """The backward pass of a cell's step, linearised once at all steps of a grid.
+
+    Attributes:
+        residuals: what it needs; where the axis is not None, [G, k, B, ...], that axis moved there.
+        axes: of each residual, the axis over rows, or None for what all rows share.
+        treedef: of the backward pass over M B rows.
+    """
+
+    residuals: list[jax.Array]
+    axes: list[int | None]
+    treedef: Any
+
+    def at(self, grid: Grid, place: jax.Array) -> Any:
+        """The backward pass of M B rows, `credit of (new carry, y) -> (credit of the carry,)`."""
+
+        def pick(a: jax.Array, axis: int | None) -> jax.Array:
+            return a if axis is None else jnp.moveaxis(merge_steps(grid.at(a, place)), 0, axis)
+
+        found = [pick(*pair) for pair in zip(self.residuals, self.axes, strict=True)]
+        return jax.tree.unflatten(self.treedef, found)
+
+
+def _slope(stack: Stack, level: int, own: Leaves, laid: Tape, grid: Grid) -> Slope:
+    def pull(tape: Tape) -> Any:
+        carry, x, drives = merge_steps((tape.carries, tape.xs, tape.drives))
+        return jax.vjp(lambda c: replay(stack.cells[level], own, WHOLE, c, x, drives), carry)[1]
+
+    size = (grid.blocks + grid.above, grid.stride)
+    whole = jax.tree.leaves(pull(jax.tree.map(merge_steps, laid)))
+    some, treedef = jax.tree.flatten(jax.eval_shape(lambda: pull(grid.at(laid, jnp.asarray(0)))))
+    axes = [_differing(a.shape, b.shape) for a, b in zip(whole, some, strict=True)]
+    rows = [
+        a if axis is None else jnp.moveaxis(a, axis, 0) for a, axis in zip(whole, axes, strict=True)
+    ]
+    residuals = [
+        a if axis is None else a.reshape(*size, -1, *a.shape[1:])
+        for a, axis in zip(rows, axes, strict=True)
+    ]
+    return Slope(residuals, axes, treedef)
+
+
+def _differing(a: tuple[int, ...], b: tuple[int, ...]) -> int | None:
+    """The axis in which two shapes differ, or None."""
+    return next((i for i, (m, n) in enumerate(zip(a, b, strict=True)) if m != n), None)
 
 
 def _passed_down(stack: Stack, level: int, own: Leaves, tape: Tape, q_y: Any, left: Any) -> Any:
