@@ -298,28 +298,6 @@ def test_a_model_is_a_flax_cell():
     refused("made of Linen modules; got GRUCell.*from_nnx", Network, (raw,))
 
 
-class NNXDropped(nnx.Module):
-    """A cell that drops units."""
-
-    def __init__(self):
-        self.cell = nnx.GRUCell(IN, N, rngs=nnx.Rngs(0))
-        self.dropout = nnx.Dropout(0.5, rngs=nnx.Rngs(0))
-
-    def initialize_carry(self, input_shape, rngs):
-        return self.cell.initialize_carry(input_shape, rngs)
-
-
-class NNXNormed(nnx.Module):
-    """A cell with statistics of batches."""
-
-    def __init__(self):
-        self.cell = nnx.GRUCell(IN, N, rngs=nnx.Rngs(0))
-        self.norm = nnx.BatchNorm(N, rngs=nnx.Rngs(0))
-
-    def initialize_carry(self, input_shape, rngs):
-        return self.cell.initialize_carry(input_shape, rngs)
-
-
 @pytest.mark.parametrize("factory", [localgrad.bptt, localgrad.eprop, localgrad.rtrl])
 def test_a_step_is_pure(factory):
     layers = {"i": {"kernel": np.ones((IN, N))}, "h": {"kernel": np.ones((N, N))}}
@@ -329,8 +307,6 @@ def test_a_step_is_pure(factory):
     refused(
         f"BatchNormed cannot be run .*{hint}", run, BATCH, factory, zoo.BatchNormed(), statistics
     )
-    refused("NNXDropped holds Rng.*Remove BatchNorm, Dropout", localgrad.from_nnx, NNXDropped())
-    refused("NNXNormed holds BatchStat", localgrad.from_nnx, NNXNormed())
 
 
 def test_a_batch_is_given():

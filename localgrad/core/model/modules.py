@@ -16,6 +16,7 @@ import jax
 from flax import nnx
 from flax.traverse_util import unflatten_dict
 
+from localgrad.core.model.constants import Constants, held_by, require_unchanged
 from localgrad.core.model.decorrelation import Decorrelation
 from localgrad.core.params import Leaves, Path, flatten
 
@@ -149,22 +150,27 @@ class NNXModule:
     graphdef: Any
     treedef: Any
     paths: tuple[Path, ...]
+    constants: Constants
     name: str
 
-    def merge(self, params: Leaves) -> nnx.Module:
+    def merge(self, params: Leaves) -> Any:
         """A fresh copy of the module that holds these parameters."""
         state = jax.tree.unflatten(self.treedef, [params[path] for path in self.paths])
-        return nnx.merge(self.graphdef, state)
+        return nnx.merge(self.graphdef, state, self.constants.state())
 
     def apply(self, params: Leaves, *args: Any) -> Any:
-        """Calls the module."""
-        return self.merge(params)(*args)
+        """Calls the module; raises if that changes what the module holds."""
+        module = self.merge(params)
+        before = held_by(module)
+        found = module(*args)
+        require_unchanged(self.name, before, held_by(module))
+        return found
 
     def tapped(self, params: Leaves, tap: Tap, *args: Any) -> Any:
         """Calls the module with `tap` supplying the drive of every synapse."""
         module = self.merge(params)
         for path, layer in list(nnx.iter_modules(module)):
-            if type(layer) in NNX_SYNAPSES:
+            if type(layer) in NNX_SYNAPSES and _learns_all(layer):
                 handle = _nnx_layer(tuple(str(key) for key in path), layer)
 
                 def respond(self, *args, handle=handle, **kwargs):
@@ -188,13 +194,17 @@ class NNXModule:
 
     def observe(self, params: Leaves, carry: Any, target: Any) -> Any:
         """The carry, corrected by the target of the step that it leaves."""
-        module: Any = self.merge(params)
-        return module.observe(carry, target)
+        return self.merge(params).observe(carry, target)
 
     def _blank(self) -> Any:
         """The module without parameters, on which neither its carry nor its methods depend."""
         blank: Any = dict.fromkeys(self.paths)
         return self.merge(blank)
+
+
+def _learns_all(layer: nnx.Module) -> bool:
+    """Whether a layer holds parameters only; one with a fixed kernel is no synapse."""
+    return not jax.tree.leaves(nnx.state(layer, nnx.Not(nnx.Param)))
 
 
 def _nnx_layer(path: Path, layer: nnx.Module) -> Layer:
@@ -211,18 +221,22 @@ def from_nnx(module: nnx.Module) -> tuple[NNXModule, nnx.State]:
     """Splits an NNX cell into a model for localgrad's rules and its parameters.
 
     The module itself is left alone. Its parameters come back as the `nnx.State` of its `nnx.Param`
-    variables, so `nnx.Optimizer` and optax take the updates as they are.
+    variables, so `nnx.Optimizer` and optax take the updates as they are. All else that it holds,
+    arrays and variables of other kinds, are constants of the model, as they are now: a mask, a time
+    constant, the running averages of a BatchNorm that uses them, random streams that no step draws
+    from. A step that writes one of them or draws is refused, by the variable's name, once a rule
+    traces it.
 
     Args:
         module: an NNX cell: `__call__(carry, x) -> (carry, y)` and `initialize_carry`. It may hold
             a readout, a layer on the way to y alone; `Network` takes Linen modules only.
 
     Returns:
-        The model, static and hashable, and its parameters.
+        The model, static and hashable (its constants by their values), and its parameters.
 
     Raises:
-        ValueError: if the module is no cell, or holds state that is no parameter (BatchNorm
-            statistics, random streams), since a rule is a pure function of parameters.
+        ValueError: if the module is no cell, or holds a constant without a value, as inside
+            `jax.jit`.
 
     Example:
         >>> import jax.numpy as jnp, localgrad, optax
@@ -240,17 +254,15 @@ def from_nnx(module: nnx.Module) -> tuple[NNXModule, nnx.State]:
             "a rule as it is."
         )
     _require_cell(module)
+    return _split(module)
+
+
+def _split(module: nnx.Module) -> tuple[NNXModule, nnx.State]:
     graphdef, params, rest = nnx.split(module, nnx.Param, ...)
-    if jax.tree.leaves(rest):
-        variables = jax.tree.leaves(rest, is_leaf=lambda v: isinstance(v, nnx.Variable))
-        kinds = sorted({type(variable).__name__ for variable in variables})
-        raise ValueError(
-            f"module {type(module).__name__} holds {', '.join(kinds)} beside its nnx.Param: a step "
-            "must be a pure function of parameters. Remove BatchNorm, Dropout and stored rngs."
-        )
     leaves, _ = flatten(params)
     name = type(module).__name__
-    return NNXModule(graphdef, jax.tree.structure(params), tuple(leaves), name), params
+    constants = Constants(rest, name)
+    return NNXModule(graphdef, jax.tree.structure(params), tuple(leaves), constants, name), params
 
 
 Module = LinenModule | NNXModule
