@@ -56,9 +56,14 @@ class LinenModule:
     module: nn.Module
 
     @property
-    def name(self) -> str:
+    def kind(self) -> type:
         """The class of the wrapped module."""
-        return type(self.module).__name__
+        return type(self.module)
+
+    @property
+    def name(self) -> str:
+        """The class of the wrapped module, in words."""
+        return self.kind.__name__
 
     def apply(self, params: Leaves, *args: Any) -> Any:
         """Calls the module."""
@@ -153,6 +158,11 @@ class NNXModule:
     constants: Constants
     name: str
 
+    @property
+    def kind(self) -> type:
+        """The class of the wrapped module."""
+        return type(self._blank())
+
     def merge(self, params: Leaves) -> Any:
         """A fresh copy of the module that holds these parameters."""
         state = jax.tree.unflatten(self.treedef, [params[path] for path in self.paths])
@@ -184,8 +194,8 @@ class NNXModule:
 
     def initialize_carry(self, shape: tuple[int, ...], key: jax.Array | None = None) -> Any:
         """The initial carry for inputs of this shape, batch axis first."""
-        del key
-        return self._blank().initialize_carry(shape, nnx.Rngs(0))
+        rngs = nnx.Rngs(jax.random.key(0) if key is None else key)
+        return self._blank().initialize_carry(shape, rngs)
 
     @property
     def observes(self) -> bool:
@@ -217,48 +227,10 @@ def _nnx_layer(path: Path, layer: nnx.Module) -> Layer:
     return Layer(path, type(layer).__name__, apply)
 
 
-def from_nnx(module: nnx.Module) -> tuple[NNXModule, nnx.State]:
-    """Splits an NNX cell into a model for localgrad's rules and its parameters.
-
-    The module itself is left alone. Its parameters come back as the `nnx.State` of its `nnx.Param`
-    variables, so `nnx.Optimizer` and optax take the updates as they are. All else that it holds,
-    arrays and variables of other kinds, are constants of the model, as they are now: a mask, a time
-    constant, the running averages of a BatchNorm that uses them, random streams that no step draws
-    from. A step that writes one of them or draws is refused, by the variable's name, once a rule
-    traces it.
-
-    Args:
-        module: an NNX cell: `__call__(carry, x) -> (carry, y)` and `initialize_carry`. It may hold
-            a readout, a layer on the way to y alone; `Network` takes Linen modules only.
-
-    Returns:
-        The model, static and hashable (its constants by their values), and its parameters.
-
-    Raises:
-        ValueError: if the module is no cell, or holds a constant without a value, as inside
-            `jax.jit`.
-
-    Example:
-        >>> import jax.numpy as jnp, localgrad, optax
-        >>> from flax import nnx
-        >>> model, params = localgrad.from_nnx(nnx.GRUCell(3, 8, rngs=nnx.Rngs(0)))
-        >>> rule = localgrad.eprop(model, optax.l2_loss)
-        >>> batch = localgrad.Batch(jnp.ones((2, 5, 3)), jnp.ones((2, 5, 8)))
-        >>> updates, state = rule(params, rule.init(params), batch)
-        >>> updates["dense_h"]["kernel"].shape
-        (8, 24)
-    """
-    if not isinstance(module, nnx.Module):
-        raise ValueError(
-            f"module must be an NNX module; got {type(module).__name__}. A Linen module goes into "
-            "a rule as it is."
-        )
-    _require_cell(module)
-    return _split(module)
-
-
-def _split(module: nnx.Module) -> tuple[NNXModule, nnx.State]:
+def split(module: nnx.Module) -> tuple[NNXModule, nnx.State]:
+    """An NNX module as a pure function, and its parameters; all else that it holds is constant."""
     graphdef, params, rest = nnx.split(module, nnx.Param, ...)
+    params = jax.tree.map(lambda leaf: leaf, params)  # variables that are not the module's own
     leaves, _ = flatten(params)
     name = type(module).__name__
     constants = Constants(rest, name)
@@ -268,12 +240,13 @@ def _split(module: nnx.Module) -> tuple[NNXModule, nnx.State]:
 Module = LinenModule | NNXModule
 
 
-def _require_cell(module: Any) -> None:
+def require_cell(module: Any) -> None:
+    """Raises for a module without a carry."""
     if not hasattr(module, "initialize_carry"):
         raise ValueError(
             f"{type(module).__name__} is no recurrent cell: it has no initialize_carry. Pass the "
             "cell itself, without nn.RNN or nnx.RNN around it; layers without a carry go into "
-            "localgrad.Network as encoder or readout."
+            "localgrad.Network (NNX: localgrad.NNXNetwork) as encoder or readout."
         )
 
 
@@ -282,7 +255,7 @@ def as_module(model: Any) -> Module:
     if isinstance(model, NNXModule):
         return model
     if isinstance(model, nn.Module):
-        _require_cell(model)
+        require_cell(model)
         return LinenModule(model)
     if isinstance(model, nnx.Module):
         raise ValueError(

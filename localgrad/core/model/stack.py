@@ -18,6 +18,7 @@ from localgrad.core.model.modules import (
     impure,
 )
 from localgrad.core.model.network import Network
+from localgrad.core.model.nnx_network import NNXStack
 from localgrad.core.model.synapses import Anatomy, dissect
 from localgrad.core.ownership.reach import dependencies
 from localgrad.core.params import Leaves, Path, under
@@ -85,9 +86,11 @@ class Stack(NamedTuple):
 def parts(model: Any) -> tuple[Module | None, list[Module], list[Path], Module | None]:
     """Encoder, cells, the cells' prefixes in params, and readout."""
     module = as_module(model)
-    if not isinstance(model, Network):
+    if not isinstance(model, Network | NNXStack):
         return None, [module], [()], None
     names: list[Path] = [(f"cells_{i}",) for i in range(len(model.cells))]
+    if isinstance(model, NNXStack):
+        return model.encoder, list(model.cells), names, model.readout
     cells: list[Module] = [_free(cell) for cell in model.cells]
     return _free(model.encoder), cells, names, _free(model.readout)
 
