@@ -6,6 +6,7 @@ A *synapse* is a linear Flax layer. Its `pre` is what the layer receives, its *d
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ from flax.traverse_util import unflatten_dict
 
 from localgrad.core.model.constants import Constants, held_by, require_unchanged
 from localgrad.core.model.decorrelation import Decorrelation
+from localgrad.core.model.statistics import LINEN_NORMS, NNX_NORMS, hold, holding
 from localgrad.core.params import Leaves, Path, flatten
 
 LINEN_SYNAPSES = (
@@ -51,9 +53,15 @@ Tap = Callable[[Layer, Any], Any]
 
 @dataclasses.dataclass(frozen=True)
 class LinenModule:
-    """A Linen module as a pure function of flat parameters."""
+    """A Linen module as a pure function of flat parameters.
+
+    Attributes:
+        module: the module.
+        held_statistics: whether the statistics of its normalisations carry no credit.
+    """
 
     module: nn.Module
+    held_statistics: bool = False
 
     @property
     def kind(self) -> type:
@@ -67,7 +75,20 @@ class LinenModule:
 
     def apply(self, params: Leaves, *args: Any) -> Any:
         """Calls the module."""
-        return self.module.apply({"params": unflatten_dict(params)}, *args)
+        with holding() if self.held_statistics else contextlib.nullcontext():
+            return self.module.apply({"params": unflatten_dict(params)}, *args)
+
+    def normalises(self, params: Leaves, *args: Any) -> bool:
+        """Whether it calls a normalisation; shapes suffice."""
+        met = set()
+
+        def intercept(next_fun, call_args, call_kwargs, context):
+            met.add(type(context.module))
+            return next_fun(*call_args, **call_kwargs)
+
+        with nn.intercept_methods(intercept):
+            jax.eval_shape(self.apply, params, *args)
+        return not met.isdisjoint(LINEN_NORMS)
 
     def tapped(self, params: Leaves, tap: Tap, *args: Any) -> Any:
         """Calls the module with `tap` supplying the drive of every synapse.
@@ -157,6 +178,7 @@ class NNXModule:
     paths: tuple[Path, ...]
     constants: Constants
     name: str
+    held_statistics: bool = False
 
     @property
     def kind(self) -> type:
@@ -166,7 +188,15 @@ class NNXModule:
     def merge(self, params: Leaves) -> Any:
         """A fresh copy of the module that holds these parameters."""
         state = jax.tree.unflatten(self.treedef, [params[path] for path in self.paths])
-        return nnx.merge(self.graphdef, state, self.constants.state())
+        module = nnx.merge(self.graphdef, state, self.constants.state())
+        if self.held_statistics:
+            hold(module)
+        return module
+
+    def normalises(self, params: Leaves, *args: Any) -> bool:
+        """Whether it holds a normalisation."""
+        del params, args
+        return any(isinstance(layer, NNX_NORMS) for _, layer in nnx.iter_modules(self._blank()))
 
     def apply(self, params: Leaves, *args: Any) -> Any:
         """Calls the module; raises if that changes what the module holds."""

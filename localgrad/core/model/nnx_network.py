@@ -122,9 +122,9 @@ class NNXNetwork(nnx.Module):
 class NNXStack(NNXModule):
     """An `NNXNetwork` as a pure function of flat parameters, and its parts, each by itself."""
 
-    cells: tuple[NNXModule, ...]
-    readout: NNXModule | None
-    encoder: NNXModule | None
+    cells: tuple[NNXModule, ...] = ()
+    readout: NNXModule | None = None
+    encoder: NNXModule | None = None
 
 
 def from_nnx(module: nnx.Module) -> tuple[NNXModule, nnx.State]:

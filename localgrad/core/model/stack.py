@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import flax
@@ -120,18 +121,21 @@ def _free(module: Any) -> Any:
     return None if module is None else LinenModule(module.clone(parent=None, name=None))
 
 
-def assemble(model: Any, params: Leaves, x: Any) -> Stack:
+def assemble(model: Any, params: Leaves, x: Any, held_statistics: bool = False) -> Stack:
     """Takes a model apart.
 
     Args:
         model: a Flax cell or `Network`.
         params: its parameters; shapes suffice.
         x: one step's input of B examples, leaves [B, ...]; shapes suffice.
+        held_statistics: whether the statistics of normalisations in cells carry no credit.
 
     Returns:
         The stack.
     """
     encoder, cells, prefixes, readout = parts(model)
+    if held_statistics:
+        cells = [dataclasses.replace(cell, held_statistics=True) for cell in cells]
     require_fit(model, params)
     z = x if encoder is None else _emits("encoder", encoder, under(params, ("encoder",)), x)
     anatomies, initial, fed = [], [], []
