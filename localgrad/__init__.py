@@ -14,8 +14,8 @@ from localgrad.cells.trace_unit import RTUCell
 from localgrad.combine import mix
 from localgrad.core.contract.rule import Batch, LearningRule
 from localgrad.core.model.decorrelation import Decorrelation
-from localgrad.core.model.modules import from_nnx
 from localgrad.core.model.network import Network
+from localgrad.core.model.nnx_network import NNXNetwork, from_nnx
 from localgrad.core.passes.rates import FiringRate
 from localgrad.diagnostics import Alignment, compare, summary
 from localgrad.losses import binary_cross_entropy, categorical_cross_entropy
@@ -50,6 +50,7 @@ __all__ = [
     "LRUCell",
     "LeakyCell",
     "LearningRule",
+    "NNXNetwork",
     "Network",
     "PTNCN",
     "RTUCell",

@@ -51,7 +51,8 @@ def fit_ridge(
     kept, and not their correlations, which in float32 would lose half of the digits.
 
     Args:
-        model: a `localgrad.Network` whose readout is an `nn.Dense`.
+        model: a `localgrad.Network` whose readout is an `nn.Dense`, or a `localgrad.NNXNetwork`,
+            through `localgrad.from_nnx`, whose readout is an `nnx.Linear`.
         params: its parameters; what they hold for the readout does not matter.
         batches: a `Batch`, or an iterable of some, gone through once; targets [B, T, O] floating.
         ridge: what a squared weight counts, > 0; the squared error of one step and example
@@ -63,7 +64,7 @@ def fit_ridge(
         The parameters with another readout.
 
     Raises:
-        ValueError: if the model has no readout or another one than an `nn.Dense`, `ridge` is not
+        ValueError: if the model has no readout or one that is not linear, `ridge` is not
             positive, `washout` is no integer >= 0, there is no batch, no step of them counts, a
             weight is negative, or targets are classes or do not fit the outputs.
 

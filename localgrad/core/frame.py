@@ -20,7 +20,16 @@ from localgrad.core.contract.rule import NOTHING, Batch, LearningRule, Loss, Sel
 from localgrad.core.contract.state import require_like, require_own
 from localgrad.core.model.example import example_spec
 from localgrad.core.model.stack import Stack, assemble, parts
-from localgrad.core.params import Leaves, Path, accumulator, added, flatten, leaves_of
+from localgrad.core.params import (
+    Leaves,
+    Path,
+    accumulator,
+    added,
+    flatten,
+    leaves_of,
+    placed,
+    under,
+)
 from localgrad.core.passes.run import Pass, run
 from localgrad.core.steps import even_window
 
@@ -135,6 +144,7 @@ class Setup(NamedTuple):
         reduction: `"mean"` or `"sum"`.
         example: one step's inputs without the batch axis, or None if the parameters can tell.
         select: the parameters that the rule is for, from all of them; or None for all.
+        held_statistics: whether the statistics of normalisations in cells carry no credit.
     """
 
     model: Any
@@ -145,6 +155,7 @@ class Setup(NamedTuple):
     reduction: str
     example: Any = None
     select: Select | None = None
+    held_statistics: bool = False
 
     @property
     def streaming(self) -> bool:
@@ -161,17 +172,22 @@ def windowed_rule(
     window: int | None,
     reduction: str,
     example: Any = None,
+    held_statistics: bool = False,
 ) -> LearningRule:
     """Makes a rule of a recipe; arguments as of `Setup`."""
     require_choices(loss, batch_size, window, reduction)
+    if not isinstance(held_statistics, bool):
+        raise ValueError(f"held_statistics must be True or False; got {held_statistics!r}.")
     if not recipe.observes:
         _require_unobserving(recipe.name, model)
-    return _rule(Setup(model, loss, recipe, batch_size, window, reduction, example))
+    setup = Setup(model, loss, recipe, batch_size, window, reduction, example)
+    return _rule(setup._replace(held_statistics=held_statistics))
 
 
 def _rule(setup: Setup) -> LearningRule:
     recipe = setup.recipe
-    common = {name: getattr(setup, name) for name in ("batch_size", "window", "reduction")}
+    names = ["batch_size", "window", "reduction", *["held_statistics"] * setup.held_statistics]
+    common = {name: getattr(setup, name) for name in names}
     # A function of this rule's own: what is compiled for it goes when it goes.
     advance = jax.jit(functools.partial(_advance, setup))
     return LearningRule(
@@ -229,7 +245,7 @@ def _spec(setup: Setup, leaves: Leaves, needed: bool) -> Any:
 
 def _stack(setup: Setup, params: Any, leaves: Leaves, x: Any) -> Stack:
     """The model taken apart for one step's input; raises for what the rule cannot credit."""
-    stack = assemble(setup.model, leaves, x)
+    stack = assemble(setup.model, leaves, x, setup.held_statistics)
     if setup.select is not None:
         stack = stack.narrowed(setup.select(params))
     setup.recipe.screen(stack, leaves)
@@ -275,7 +291,22 @@ def _credits(setup: Setup, params: Any) -> dict[Path, str]:
     """How the rule credits each parameter."""
     leaves = leaves_of(params)
     stack = _stack(setup, params, leaves, _spec(setup, leaves, needed=True))
-    return setup.recipe.credits(stack, leaves)
+    credits = setup.recipe.credits(stack, leaves)
+    for path in _beside_held(stack, leaves) if setup.held_statistics else ():
+        credits[path] += ", statistics held"
+    return credits
+
+
+def _beside_held(stack: Stack, leaves: Leaves) -> list[Path]:
+    """The parameters of cells that hold a normalisation."""
+    found = []
+    for cell, prefix, carry, x in zip(
+        stack.cells, stack.prefixes, stack.initial, stack.fed, strict=True
+    ):
+        own = under(leaves, prefix)
+        if cell.module.normalises(own, carry, x):
+            found += placed(own, prefix)
+    return found
 
 
 def _update(

@@ -128,6 +128,7 @@ def eprop(
     reduction: str = "mean",
     key: jax.Array | None = None,
     example: Any = None,
+    held_statistics: bool = False,
 ) -> LearningRule:
     r"""e-prop: eligibilities of each unit's own dynamics, times an instantaneous learning signal.
 
@@ -179,6 +180,12 @@ def eprop(
         key: a typed PRNG key. Needed for random and adaptive feedback; used by `init` alone.
         example: one time step's inputs without the batch axis (array or `ShapeDtypeStruct`). Needed
             by `init` only if no Dense or Embed layer takes the input as it is.
+        held_statistics: whether the statistics of Flax's `LayerNorm`, `RMSNorm`, `GroupNorm` in a
+            cell count as constants. They join the units, so such a cell is refused otherwise.
+            Their Jacobian is left out, here and in what passes to the cells below: the update then
+            also pushes where the normalisation undoes it, along the mean and the scale of what is
+            normalised. Gain and bias are credited as parameters of their units. By itself that kept
+            a cosine of 0.90 to 0.98 to the gradient in a LayerNorm GRU of 16 to 256 units.
 
     Returns:
         A `LearningRule`; its state is an `EligibilityState`.
@@ -213,6 +220,7 @@ def eprop(
         window=window,
         reduction=reduction,
         example=example,
+        held_statistics=held_statistics,
     )
 
 
@@ -228,6 +236,7 @@ def rflo(
     reduction: str = "mean",
     key: jax.Array | None = None,
     example: Any = None,
+    held_statistics: bool = False,
 ) -> LearningRule:
     r"""RFLO: leaky eligibility traces times a learning signal that arrives by random feedback.
 
@@ -268,6 +277,8 @@ def rflo(
         key: a typed PRNG key. Needed for random and adaptive feedback; used by `init` alone.
         example: one time step's inputs without the batch axis (array or `ShapeDtypeStruct`). Needed
             by `init` only if no Dense or Embed layer takes the input as it is.
+        held_statistics: whether the statistics of Flax's `LayerNorm`, `RMSNorm`, `GroupNorm` in a
+            cell count as constants. A cell with one is refused otherwise; biased as in `eprop`.
 
     Returns:
         A `LearningRule`; its state is an `EligibilityState`.
@@ -299,6 +310,7 @@ def rflo(
         window=window,
         reduction=reduction,
         example=example,
+        held_statistics=held_statistics,
     )
 
 
@@ -317,6 +329,7 @@ def snap(
     reduction: str = "mean",
     key: jax.Array | None = None,
     example: Any = None,
+    held_statistics: bool = False,
 ) -> LearningRule:
     r"""SnAp-n: RTRL's influence, kept where a parameter's effect arrives within n steps.
 
@@ -365,6 +378,8 @@ def snap(
         key: a typed PRNG key. Needed for random and adaptive feedback; used by `init` alone.
         example: one time step's inputs without the batch axis (array or `ShapeDtypeStruct`). Needed
             by `init` only if no Dense or Embed layer takes the input as it is.
+        held_statistics: whether the statistics of Flax's `LayerNorm`, `RMSNorm`, `GroupNorm` in a
+            cell count as constants. A cell with one is refused otherwise; biased as in `eprop`.
 
     Returns:
         A `LearningRule`; its state is an `EligibilityState`.
@@ -407,6 +422,7 @@ def snap(
         window=window,
         reduction=reduction,
         example=example,
+        held_statistics=held_statistics,
     )
 
 

@@ -99,7 +99,8 @@ def force(
     forgotten. Weights are >= 0; a negative one makes the update NaN.
 
     Args:
-        model: a `localgrad.Network` whose readout is an `nn.Dense`.
+        model: a `localgrad.Network` whose readout is an `nn.Dense`, or a `localgrad.NNXNetwork`,
+            through `localgrad.from_nnx`, whose readout is an `nnx.Linear`.
         loss: `(outputs [B, ...], targets [B, ...]) -> [B]` or `[B, ...]`, the loss of one time
             step for each example, such as `optax.l2_loss`; trailing axes are averaged.
         forgetting: how much a step counts when the next is seen, in (0, 1]. 1 never forgets.
@@ -117,7 +118,7 @@ def force(
         A `LearningRule`; its state is a `ForceState`.
 
     Raises:
-        ValueError: if the model has no readout or another one than an `nn.Dense`, if `forgetting`
+        ValueError: if the model has no readout or one that is not linear, if `forgetting`
             lies outside (0, 1] or `ridge` is not positive, and as in `bptt`.
 
     Example:

@@ -101,7 +101,8 @@ def _screen(stack: Stack, params: Leaves) -> None:
     if stack.readout is None:
         raise ValueError(
             "readout_only trains the readout of a localgrad.Network, and this model has none. "
-            "Wrap it: localgrad.Network((cell,), readout=nn.Dense(O))."
+            "Wrap it: localgrad.Network((cell,), readout=nn.Dense(O)) (NNX: "
+            "localgrad.NNXNetwork)."
         )
 
 

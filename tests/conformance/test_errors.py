@@ -296,29 +296,6 @@ def test_a_model_is_a_flax_cell():
     refused("without nn.RNN", localgrad.bptt, nn.RNN(nn.GRUCell(N)), optax.l2_loss)
     layer = nnx.Linear(IN, N, rngs=nnx.Rngs(0))
     refused("Linear is no recurrent cell", localgrad.from_nnx, layer)
-    refused("made of Linen modules; got GRUCell.*from_nnx", Network, (raw,))
-
-
-class NNXDropped(nnx.Module):
-    """A cell that drops units."""
-
-    def __init__(self):
-        self.cell = nnx.GRUCell(IN, N, rngs=nnx.Rngs(0))
-        self.dropout = nnx.Dropout(0.5, rngs=nnx.Rngs(0))
-
-    def initialize_carry(self, input_shape, rngs):
-        return self.cell.initialize_carry(input_shape, rngs)
-
-
-class NNXNormed(nnx.Module):
-    """A cell with statistics of batches."""
-
-    def __init__(self):
-        self.cell = nnx.GRUCell(IN, N, rngs=nnx.Rngs(0))
-        self.norm = nnx.BatchNorm(N, rngs=nnx.Rngs(0))
-
-    def initialize_carry(self, input_shape, rngs):
-        return self.cell.initialize_carry(input_shape, rngs)
 
 
 @pytest.mark.parametrize("factory", [localgrad.bptt, localgrad.eprop, localgrad.rtrl])
@@ -330,8 +307,6 @@ def test_a_step_is_pure(factory):
     refused(
         f"BatchNormed cannot be run .*{hint}", run, BATCH, factory, zoo.BatchNormed(), statistics
     )
-    refused("NNXDropped holds Rng.*Remove BatchNorm, Dropout", localgrad.from_nnx, NNXDropped())
-    refused("NNXNormed holds BatchStat", localgrad.from_nnx, NNXNormed())
 
 
 def test_a_batch_is_given():

@@ -58,9 +58,9 @@ class Network(nn.RNNCellBase):
         for module in given:
             if not isinstance(module, nn.Module):
                 raise ValueError(
-                    f"a Network is made of Linen modules; got {type(module).__name__}. For NNX, "
-                    "write one module whose step holds the cell and the layers around it, and "
-                    "pass it through localgrad.from_nnx."
+                    f"a Network is made of Linen modules; got {type(module).__name__}. Stack NNX "
+                    "modules by model, params = localgrad.from_nnx(localgrad.NNXNetwork([cell], "
+                    "readout=..., encoder=...))."
                 )
         for cell in self.cells:
             if not hasattr(cell, "initialize_carry"):

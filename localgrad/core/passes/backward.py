@@ -269,7 +269,8 @@ def unowned_by_example(cell: Anatomy, params: Leaves, tape: Tape, q_ys: Any, lef
 def unowned_by_unit(cell: Anatomy, params: Leaves, tape: Tape, left: Any) -> Leaves:
     """What credit of the new carry means for each unit of unit parameters, leaves [K, B, N].
 
-    A unit parameter touches its own unit only, so one tangent of ones shows every unit's response.
+    A unit parameter touches its own unit only, so one tangent of ones shows every unit's response;
+    one of G numbers a unit takes G of them, and has leaves [K, B, G N].
 
     Args:
         cell: its anatomy.
@@ -282,14 +283,20 @@ def unowned_by_unit(cell: Anatomy, params: Leaves, tape: Tape, left: Any) -> Lea
     """
     carry, x, drives = merge_steps((tape.carries, tape.xs, tape.drives))
     credit = jax.tree.map(lambda q: jnp.moveaxis(q, 1, 0), left)
+    units = jax.tree.leaves(carry)[0].shape[-1]
 
-    def per_unit(path: Path, leaf: jax.Array) -> jax.Array:
+    def per_unit(path: Path, tangent: jax.Array) -> jax.Array:
         step = lambda v: replay(cell, params | {path: v}, WHOLE, carry, x, drives)[0]  # noqa: E731
-        felt = split_steps(response(step, leaf, jnp.ones_like(leaf)), length(tape.ys))
+        felt = split_steps(response(step, params[path], tangent), length(tape.ys))
         every = jax.tree.leaves(jax.tree.map(lambda q, r: (q * r[None]).sum(1), credit, felt))
         return functools.reduce(jnp.add, every)
 
-    return {path: per_unit(path, params[path]) for path in cell.unowned_reach}
+    def each(path: Path, leaf: jax.Array) -> jax.Array:
+        group = jnp.arange(leaf.size).reshape(leaf.shape) // units
+        tangents = [(group == g).astype(leaf.dtype) for g in range(max(1, leaf.size // units))]
+        return jnp.concatenate([per_unit(path, tangent) for tangent in tangents], axis=-1)
+
+    return {path: each(path, params[path]) for path in cell.unowned_reach}
 
 
 def input_credit(

@@ -79,8 +79,8 @@ def cell_shapes(rule: str, stack: Stack) -> Shapes:
     if stack.readout is None:
         raise ValueError(
             f"{rule}: feedback weights send the error of a readout to the cells, but this model "
-            "has no readout. Wrap it: localgrad.Network((cell,), readout=nn.Dense(O)), or use "
-            'feedback="symmetric".'
+            "has no readout. Wrap it: localgrad.Network((cell,), readout=nn.Dense(O)) (NNX: "
+            'localgrad.NNXNetwork), or use feedback="symmetric".'
         )
     outputs = _width(rule, stack)
     return {stack.name(level): (units_of(stack, level), outputs) for level in stack.levels}
