@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
+from localgrad.core.contract.checks import positive_integer
 from localgrad.core.contract.rule import LearningRule, Loss
 from localgrad.core.frame import (
     Frame,
@@ -185,9 +185,7 @@ def tbptt(
         Williams and Peng, "An efficient gradient-based algorithm for on-line training of recurrent
         network trajectories", Neural Computation, 1990, https://doi.org/10.1162/neco.1990.2.4.490
     """
-    if isinstance(horizon, bool) or not isinstance(horizon, (int, np.integer)) or horizon < 1:
-        raise ValueError(f"horizon must be a positive integer, in time steps; got {horizon!r}.")
-    horizon = int(horizon)
+    horizon = positive_integer("horizon", horizon, "It is counted in time steps.")
     return windowed_rule(
         model,
         loss,
@@ -241,7 +239,7 @@ def _process(horizon: int | None, frame: Frame, state: BackpropState, window: Wi
     else:
         grads, past = _with_history(frame, past, seen, window.inputs, reset, horizon)
     carry = frame.stack.pack(seen.ran.carries)
-    return state._replace(carry=carry, history=past), seen.grads | grads, seen.values
+    return state._replace(carry=carry, history=past), seen.grads | grads, seen.shown
 
 
 def _with_history(
