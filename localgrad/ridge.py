@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from localgrad.core.contract.checks import require_batch
+from localgrad.core.contract.checks import is_integer, require_batch
 from localgrad.core.contract.objective import weights_of
 from localgrad.core.contract.rule import Batch
 from localgrad.core.frame import Window, over_windows
@@ -85,7 +85,7 @@ def fit_ridge(
         Report 148, 2001, https://www.ai.rug.nl/minds/uploads/EchoStatesTechRep.pdf
     """
     ridge = require_ridge(ridge)
-    if isinstance(washout, bool) or not isinstance(washout, int) or washout < 0:
+    if not is_integer(washout, 0):
         raise ValueError(f"washout must be an integer >= 0, in time steps; got {washout!r}.")
     leaves = leaves_of(params)
     require_linear("fit_ridge", parts(model)[3], leaves)
@@ -149,7 +149,7 @@ def _absorb(
     if weight is not None:
         total = weight.sum()
 
-    def body(so_far: tuple, window: Window, opening: bool, closing: bool) -> tuple:
+    def body(so_far: tuple, window: Window, opening: bool, closing: bool) -> tuple[tuple, None]:
         del opening, closing
         carries, factor = so_far
         ran = run(stack, leaves, carries, window.inputs, window.reset)
@@ -159,11 +159,12 @@ def _absorb(
             root = jnp.sqrt(window.weight.astype(xs.dtype))[..., None]
             rows = jnp.where(root == 0, 0, root * rows)
         stacked = jnp.concatenate([factor, merge_steps(rows)])
-        return ran.carries, jnp.linalg.qr(stacked, mode="r")[: len(factor)]
+        return (ran.carries, jnp.linalg.qr(stacked, mode="r")[: len(factor)]), None
 
     window = even_window(steps, max(128, len(factor) // examples))
     start = (stack.initial, factor)
-    return over_windows(body, start, batch, weight, min(window, steps), True)[1], total
+    (_, factor), _ = over_windows(body, start, batch, weight, min(window, steps), True)
+    return factor, total
 
 
 def _washed(washout: int, weight: jax.Array | None, batch: Batch) -> jax.Array:

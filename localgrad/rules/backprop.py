@@ -108,7 +108,7 @@ def _process(frame: Frame, state: BackpropState, window: Window) -> tuple:
     seen = outcome_of(frame, state.carry, window, window.reset)
     grads, q_x = backpropagated(frame, seen.ran.tapes, seen.q_y)
     carry = frame.stack.pack(seen.ran.carries)
-    return state._replace(carry=carry), seen.grads | grads | seen.ran.encode(q_x), seen.values
+    return state._replace(carry=carry), seen.grads | grads | seen.ran.encode(q_x), seen.shown
 
 
 def backpropagated(frame: Frame, tapes: list[Tape], q_y: Any) -> tuple[Leaves, Any]:

@@ -287,7 +287,7 @@ def _process(how: _Deep, frame: Frame, state: DeepState, window: Window) -> tupl
         )
         grads = added(grads, found)
     state = _drifted(how, state, grads, stack, params)
-    return state._replace(carry=stack.pack(seen.ran.carries), held=held), grads, seen.values
+    return state._replace(carry=stack.pack(seen.ran.carries), held=held), grads, seen.shown
 
 
 def _signals(how: _Deep, frame: Frame, seen: Outcome, state: DeepState) -> tuple[dict, DeepState]:
@@ -330,7 +330,7 @@ def _process_ablated(how: _Deep, frame: Frame, state: DeepState, window: Window)
     eligibility = functools.reduce(operator.or_, map(placed, kept, stack.prefixes))
     held = state.held._replace(eligibility=eligibility)
     state = _drifted(how, state, grads, stack, frame.params)
-    return state._replace(carry=stack.pack(seen.ran.carries), held=held), grads, seen.values
+    return state._replace(carry=stack.pack(seen.ran.carries), held=held), grads, seen.shown
 
 
 def _visit_ablated(

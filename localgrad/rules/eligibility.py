@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from localgrad.core.contract.checks import positive_integer
 from localgrad.core.contract.rule import LearningRule, Loss
 from localgrad.core.frame import (
     Frame,
@@ -407,8 +408,7 @@ def snap(
         Menick, Elsen, Evci, Osindero, Simonyan and Graves, "A practical sparse approximation for
         real time recurrent learning", 2020, https://arxiv.org/abs/2006.07232
     """
-    if isinstance(order, bool) or not isinstance(order, int) or order < 1:
-        raise ValueError(f"order must be an int, 1 or more; got {order!r}.")
+    order = positive_integer("order", order)
     cut = DIAGONAL if order == 1 and mask is None else SETS
     plasticity = require_feedback("snap", feedback, key, feedback_rate, feedback_decay)
     firing_rate = require_rate(firing_rate)
@@ -497,7 +497,7 @@ def _process(how: _Local, frame: Frame, state: EligibilityState, window: Window)
     state = state._replace(carry=stack.pack(seen.ran.carries), eligibility=eligibility)
     if how.plasticity is not None:
         state = state._replace(drift=_drifted(state.drift, seen, stack))
-    return state, grads, seen.values
+    return state, grads, seen.shown
 
 
 def _drifted(drift: dict[str, jax.Array], seen: Outcome, stack: Stack) -> dict[str, jax.Array]:

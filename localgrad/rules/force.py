@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from localgrad.core.contract.checks import number
+from localgrad.core.contract.objective import Shown
 from localgrad.core.contract.rule import NOTHING, LearningRule, Loss
 from localgrad.core.frame import Frame, Recipe, Window, windowed_rule
 from localgrad.core.model.stack import Stack
@@ -203,7 +204,7 @@ def _process(options: Options, frame: Frame, state: ForceState, window: Window) 
     owed = counts[..., None] * (errors.astype(dtype) - made)
     root, change = absorbed(root, merge_steps(counts[..., None] * xs), merge_steps(owed))
     state = state._replace(carry=stack.pack(ran.carries), root=root, learnt=state.learnt + change)
-    return state, as_readout(frame.params, change), values
+    return state, as_readout(frame.params, change), Shown(values, ran.outputs)
 
 
 def _summed(loss: Loss) -> Loss:

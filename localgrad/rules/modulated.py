@@ -168,7 +168,7 @@ def _process(types: Any, frame: Frame, state: ModulatedState, window: Window) ->
     grads |= seen.grads | seen.ran.encode(q_x)
     eligibility = functools.reduce(operator.or_, map(placed, kept, stack.prefixes))
     state = state._replace(carry=stack.pack(seen.ran.carries), eligibility=eligibility)
-    return state, grads, seen.values
+    return state, grads, seen.shown
 
 
 def _visit(

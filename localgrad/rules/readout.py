@@ -93,7 +93,7 @@ def readout_only(
 
 def _process(frame: Frame, state: CarryState, window: Window) -> tuple:
     seen = outcome_of(frame, state.carry, window, window.reset)
-    return state._replace(carry=frame.stack.pack(seen.ran.carries)), seen.grads, seen.values
+    return state._replace(carry=frame.stack.pack(seen.ran.carries)), seen.grads, seen.shown
 
 
 def _screen(stack: Stack, params: Leaves) -> None:

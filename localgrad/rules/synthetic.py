@@ -239,7 +239,7 @@ def _process(
     state = state._replace(
         carry=frame.stack.pack(seen.ran.carries), seen=features, known=ends.known, clock=clock
     )
-    return state, {path: g * scale.astype(g.dtype) for path, g in grads.items()}, seen.values
+    return state, {path: g * scale.astype(g.dtype) for path, g in grads.items()}, seen.shown
 
 
 def _features(how: Options, stack: Stack, seen: Outcome, window: Window) -> jax.Array:

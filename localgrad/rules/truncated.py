@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
+from localgrad.core.contract.checks import positive_integer
 from localgrad.core.contract.rule import LearningRule, Loss
 from localgrad.core.frame import Frame, Outcome, Recipe, Window, outcome_of, windowed_rule
 from localgrad.core.model.stack import Stack
@@ -126,7 +126,9 @@ def tbptt(
         Williams and Peng, "An efficient gradient-based algorithm for on-line training of recurrent
         network trajectories", Neural Computation, 1990, https://doi.org/10.1162/neco.1990.2.4.490
     """
-    reach = Reach(_positive("horizon", horizon), _positive("stride", stride))
+    counted = "It is counted in time steps."
+    horizon = positive_integer("horizon", horizon, counted)
+    reach = Reach(horizon, positive_integer("stride", stride, counted))
     return windowed_rule(
         model,
         loss,
@@ -148,12 +150,6 @@ class Reach(NamedTuple):
     def kept(self) -> int:
         """How many steps before a window its losses may credit."""
         return self.horizon + self.stride - 2
-
-
-def _positive(name: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-        raise ValueError(f"{name} must be a positive integer, in time steps; got {value!r}.")
-    return int(value)
 
 
 def _recipe(reach: Reach) -> Recipe:
@@ -199,7 +195,7 @@ def _process(reach: Reach, frame: Frame, state: TruncatedState, window: Window) 
     else:
         grads, past = _with_history(reach, frame, past, seen, window.inputs, reset)
     carry = frame.stack.pack(seen.ran.carries)
-    return state._replace(carry=carry, history=past), seen.grads | grads, seen.values
+    return state._replace(carry=carry, history=past), seen.grads | grads, seen.shown
 
 
 def _with_history(

@@ -28,7 +28,8 @@ class Network(nn.RNNCellBase):
         encoder: a Linen module from the input to the first cell's input, or None.
 
     Raises:
-        ValueError: if a cell is listed twice, is no cell, or there is none.
+        ValueError: if a cell is listed twice, is no cell, or there is none, and if one layer is
+            both encoder and readout.
 
     Example:
         >>> import flax.linen as nn, jax, jax.numpy as jnp, localgrad
@@ -72,6 +73,12 @@ class Network(nn.RNNCellBase):
             raise ValueError(
                 "cells holds the same cell object twice, so Flax would share its parameters. "
                 "Make one object a layer: Network(cells=(nn.GRUCell(8), nn.GRUCell(8)))."
+            )
+        if self.encoder is not None and self.encoder is self.readout:
+            raise ValueError(
+                f"encoder and readout are the same {type(self.readout).__name__} object, of which "
+                "Flax would keep one set of parameters. Make one object each. To tie them, write "
+                "a cell that holds the layer and uses it twice: bptt, tbptt and rtrl take it."
             )
         super().__post_init__()
 

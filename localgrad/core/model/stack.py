@@ -170,8 +170,7 @@ def _emits(label: str, module: Module, params: Leaves, x: Any) -> Any:
         if not params and isinstance(error, flax.errors.FlaxError):
             raise ValueError(
                 f"params hold nothing for the {label} ({module.name}). Pass all of this model's "
-                "params. A rule inside optax.masked or optax.partition does not see them: put "
-                "those behind the rule."
+                "params."
             ) from error
         raise impure(error, module.name) or error from error
     _require_floating(module, out)

@@ -50,6 +50,12 @@ def require_feedback(
             )
     if key is not None:
         require_key(key)
+        if not isinstance(feedback, str) or feedback == "symmetric":
+            shown = repr(feedback) if isinstance(feedback, str) else "weights that are given"
+            raise ValueError(
+                f"{rule} got a key, but with feedback={shown} it draws nothing. Leave key out, or "
+                'use feedback="random" or "adaptive".'
+            )
     if not adaptive and (rate is not None or decay):
         raise ValueError(
             f"feedback_rate={rate} and feedback_decay={decay} are for weights that learn; got "
