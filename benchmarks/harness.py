@@ -55,7 +55,11 @@ class Candidate(NamedTuple):
 def _candidates() -> dict[str, Candidate]:
     found = {}
     for name, row in catalogue.RULES.items():
-        if "horizon" in row.settings:
+        if "stride" in row.settings:
+            longest = max(HORIZONS)
+            settings = {"horizon": longest, "stride": longest}
+            found[f"{name}({longest})"] = Candidate(row, settings)
+        elif "horizon" in row.settings:
             found |= {f"{name}({h})": Candidate(row, {"horizon": h}) for h in HORIZONS}
         elif not (row.dense or row.random):
             found[name] = Candidate(row, {})
