@@ -103,7 +103,6 @@ class Recipe(NamedTuple):
         default_window: `(stack, params, T, alone) -> W`; alone says that the T steps are all there
             is, so that a single window needs no influence.
         finish: what is done to the state at the end of a call, such as a step of what learns in it.
-        needs_example: whether the state of a stream depends on the inputs' dtype.
         screen: `(stack, params)` raises for what the rule cannot credit.
         room: how much B streams may remember, or None for any amount.
         inspect: `batch` raises for what only numbers tell; numbers may be traced, and then do not.
@@ -124,7 +123,6 @@ class Recipe(NamedTuple):
     prepare: Callable[[Stack, Leaves], dict[str, Any]] | None = None
     default_window: Callable[[Stack, Leaves, int, bool], int] = lambda stack, params, T, alone: T
     finish: Callable[[Any], Any] = lambda state: state
-    needs_example: bool = False
     screen: Callable[[Stack, Leaves], None] = lambda stack, params: None
     room: Room | None = None
     inspect: Callable[[Any], None] = lambda batch: None
@@ -242,7 +240,6 @@ def _init(setup: Setup, params: Any) -> Any:
 
 def _spec(setup: Setup, leaves: Leaves, needed: bool) -> Any:
     """One step's input of B examples, or None where only an example could tell."""
-    strict = setup.recipe.needs_example and setup.streaming
     return example_spec(
         setup.model,
         leaves,
@@ -250,7 +247,6 @@ def _spec(setup: Setup, leaves: Leaves, needed: bool) -> Any:
         setup.example,
         setup.batch_size,
         needed=needed,
-        strict=strict,
     )
 
 

@@ -38,6 +38,7 @@ from localgrad.core.passes.feedback import (
     make_feedback,
     require_feedback,
     send,
+    weights_for,
 )
 from localgrad.core.passes.forward import CUT, DIAGONAL
 from localgrad.core.passes.rates import (
@@ -257,8 +258,8 @@ def deep_eprop(
 
 def _feedback(how: _Deep, stack: Stack, params: Leaves) -> dict[str, Any]:
     found = last_map("deep_eprop", stack, params)
-    shapes, dtype = {found.receiver: found.shape}, stack.outputs.dtype
-    weights = make_feedback("deep_eprop", how.feedback, how.key, shapes, dtype)
+    shapes = {found.receiver: weights_for(stack.outputs, found.shape[0])}
+    weights = make_feedback("deep_eprop", how.feedback, how.key, shapes)
     return feedback_fields(weights, how.plasticity)
 
 

@@ -7,6 +7,7 @@ import operator
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from localgrad.core.contract.checks import positive_integer
 from localgrad.core.contract.rule import LearningRule, Loss
@@ -67,8 +68,8 @@ class EligibilityState(NamedTuple):
         initial_carry: the model's initial carry (streaming), or None.
         eligibility: by parameter path, [B, S, ...]: how the S live state components of each
             example's unit respond to the unit's parameter (streaming), or None.
-        feedback: by cell, (N, O), or None for symmetric feedback.
-        drift: by cell, (N, O), what adaptive feedback has still to learn; zero between calls.
+        feedback: by cell, (N, O), for each output array one; or None for symmetric feedback.
+        drift: likewise, what adaptive feedback has still to learn; zero between calls.
         excess: by cell, [B, N], by how much each unit's running rate exceeds its target
             (streaming, `FiringRate(decay=...)`), or None.
         sparsity: whom each unit's parameters reach, and which recurrent weights there are
@@ -162,7 +163,8 @@ def eprop(
         feedback: how the error dL/d(output) reaches the cells. `"symmetric"` sends it back through
             the readout and, below the last cell, through the cells above at the same time step.
             `"random"` draws fixed weights from N(0, 1 / N), shape (N, O), for each cell; an array
-            (N, O), or one a cell (a sequence, or a dict by `cells_i`), is used as it is.
+            (N, O), or one a cell (a sequence, or a dict by `cells_i`), is used as it is. Of a model
+            with several output arrays each has weights of its own, in the structure of the outputs.
             `"adaptive"` begins as random weights, which learn (Kolen and Pollack): after each call
             they move down the gradient of a readout of that cell, `feedback_rate` times it, and
             so towards the readout's own weights, the more so if both decay.
@@ -479,8 +481,7 @@ def _prepared(how: _Local, stack: Stack, params: Leaves) -> dict[str, Any]:
 
 
 def _feedback(how: _Local, stack: Stack) -> dict[str, Any]:
-    shapes = cell_shapes(how.rule, stack)
-    weights = make_feedback(how.rule, how.feedback, how.key, shapes, stack.outputs.dtype)
+    weights = make_feedback(how.rule, how.feedback, how.key, cell_shapes(how.rule, stack))
     return feedback_fields(weights, how.plasticity)
 
 
@@ -500,10 +501,11 @@ def _process(how: _Local, frame: Frame, state: EligibilityState, window: Window)
     return state, grads, seen.shown
 
 
-def _drifted(drift: dict[str, jax.Array], seen: Outcome, stack: Stack) -> dict[str, jax.Array]:
+def _drifted(drift: dict[str, Any], seen: Outcome, stack: Stack) -> dict[str, Any]:
     """What each cell's feedback weights learn of a window, added to what they did before."""
     outputs = {stack.name(level): seen.ran.tapes[level].ys for level in stack.levels}
-    return {name: d + correlation(outputs[name], seen.q_out, d) for name, d in drift.items()}
+    learned = {name: correlation(outputs[name], seen.q_out, d) for name, d in drift.items()}
+    return jax.tree.map(jnp.add, drift, learned)
 
 
 def _visit(

@@ -103,7 +103,9 @@ def tbptt(
             numbers do not depend on it. None picks a size.
         reduction: `"mean"` divides by the total weight of this call's steps, `"sum"` does not.
         example: one time step's inputs without the batch axis (array or `ShapeDtypeStruct`). Needed
-            by a stream with h > 1 or k > 1, which keeps inputs.
+            by `init` only if no Dense or Embed layer takes the input as it is or joined to the
+            carry, and by a stream with h > 1 or k > 1, which keeps inputs, if those are not of the
+            parameters' dtype (int32 for symbols).
 
     Returns:
         A `LearningRule`; its state is a `TruncatedState`.
@@ -163,7 +165,6 @@ def _recipe(reach: Reach) -> Recipe:
         settings=reach._asdict(),
         remember=functools.partial(_no_history, reach),
         default_window=functools.partial(_default_window, reach),
-        needs_example=reach.kept > 0,
     )
 
 
@@ -254,8 +255,9 @@ def _require_alike(kept: Any, new: Any) -> None:
     old, now = ([(a.shape[2:], a.dtype.name) for a in jax.tree.leaves(t)] for t in (kept, new))
     if old != now or jax.tree.structure(kept) != jax.tree.structure(new):
         raise ValueError(
-            f"batch.inputs are, for one step and example, {now}, but tbptt was made with an "
-            f"example of {old} (shape, dtype). Give it example=batch.inputs[0, 0]."
+            f"batch.inputs are, for one step and example, {now}, but tbptt keeps inputs of {old} "
+            "(shape, dtype), as its example says, or else the parameters. Give it "
+            "example=jax.tree.map(lambda a: a[0, 0], batch.inputs)."
         )
 
 

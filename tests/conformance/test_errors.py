@@ -98,16 +98,30 @@ def test_a_batch_must_fit(factory, name):
     refused(f"(?s){message}", run, batch, factory)
 
 
+class Coded(nn.Module):
+    """An encoder of symbols that a layer does not see as such."""
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(3, use_bias=False, name="i")(jax.nn.one_hot(x, 5))
+
+
 def test_a_stream_has_its_number_of_examples_and_its_example():
     for factory in (localgrad.bptt, localgrad.rtrl, localgrad.eprop, localgrad.readout_only):
         refused("holds B = 2 .* batch_size=3. .* batch_size=2", run, factory=factory, batch_size=3)
     tbptt = functools.partial(localgrad.tbptt, horizon=2)
-    refused("tbptt needs example=.* buffers inputs", run, factory=tbptt, batch_size=B)
-    refused("needs example=", run, model=zoo.Concat(N), batch_size=B)
+    symbols = Batch(np.ones((B, T), int), BATCH.targets)
+    coded = Network(NETWORK.cells, NETWORK.readout, encoder=Coded())
+    params = {**params_of(NETWORK), "encoder": {"i": {"kernel": np.ones((5, 3))}}}
+    refused(r"needs example=.*a\[0, 0\]", run, symbols, model=coded, params=params, batch_size=B)
     wrong = {"batch_size": B, "example": np.ones(IN + 2)}
     refused(r"params do not fit GRUCell.*\(5, 4\).*\(3, 4\)", run, **wrong)
     other = {"batch_size": B, "example": np.ones(IN, np.float16)}
-    refused(r"float32.*float16.*example=batch\.inputs\[0, 0\]", run, factory=tbptt, **other)
+    refused(r"float32.*float16.*a\[0, 0\], batch\.inputs", run, factory=tbptt, **other)
+    whole = Batch(np.ones((B, T, IN), int), BATCH.targets)
+    refused(
+        r"int32.*keeps inputs of .*float32.*or else the parameters", run, whole, tbptt, batch_size=B
+    )
 
 
 @pytest.mark.parametrize(

@@ -129,7 +129,7 @@ def at_once(rule, params, batch, updates, state):
     ids=lambda model: type(model).__name__,
 )
 def test_exact_rules_are_exact_on_all(model, rule):
-    kind = {"symbols": isinstance(model, zoo.Symbols)}
+    kind = {"symbols": isinstance(model, zoo.Symbols | zoo.Tied)}
     params, batch = problem(model, **kind)
     expected = exactly(model, **kind)
     if not RULES[rule].windowed:
@@ -144,7 +144,7 @@ def test_exact_rules_are_exact_on_all(model, rule):
 
 @pytest.mark.parametrize("cell", zoo.REFUSED, ids=lambda cell: cell.__name__)
 def test_what_a_local_rule_cannot_credit_it_refuses(cell):
-    params, batch = problem(cell())
+    params, batch = problem(cell(), symbols=cell is zoo.Tied)
     for batch_size in (None, B):
         rule = make("eprop", cell(), batch, batch_size=batch_size)
         with pytest.raises(ValueError, match=f"(?s){zoo.REFUSED[cell]}"):
@@ -161,17 +161,6 @@ def test_a_convolutional_cell_is_for_exact_rules():
         message = rf"{name} cannot credit cell \(ConvLSTMCell\).*convolutional"
         with pytest.raises(ValueError, match=message):
             learned(make(name, model, batch), params, batch)
-
-
-@pytest.mark.parametrize("name", EVERYWHERE)
-@pytest.mark.parametrize(
-    "cell, path", [(zoo.Tied, "e/embedding"), (zoo.WithoutAutapses, "h/kernel")]
-)
-def test_a_layer_whose_parameters_work_elsewhere_is_refused(name, cell, path):
-    params, batch = problem(cell(), cell is zoo.Tied)
-    rule = make(name, cell(), batch)
-    with pytest.raises(ValueError, match=f"parameter {path} outside its layer's own call"):
-        learned(rule, params, batch)
 
 
 def test_a_carry_belongs_to_its_examples():

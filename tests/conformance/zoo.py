@@ -391,24 +391,6 @@ class Clipped(Cell):
         return h * jnp.minimum(1.0, 4.0 / size), h
 
 
-REFUSED = {
-    InputGain: "parameter gain works on what layer i receives",
-    NormedInput: "parameter norm/(bias|scale) works on what layer i receives",
-    RecurrentGain: "parameter gain works on what layer h receives",
-    Clipped: "outside any layer|reaches other units than its own",
-    ResetsBefore: r"eprop cannot credit cell \(ResetsBefore\): layer hn is fed by another layer",
-    Normed: r"layer i reaches other units than its own .* normalisation",
-    Twice: "layer w is called more than once a step",
-    Mixed: "the state of one unit reaches another's outside any layer",
-    Stacked: r"is fed by another layer .*localgrad\.Network",
-    Matrix: r"parameter kernel of shape \(4, 4\) belongs to no layer",
-    WeightNormed: r"parameter h/kernel of shape \(4, 4\) belongs to no layer .*nn\.WeightNorm",
-    Rematerialised: r"parameter h/kernel of shape \(4, 4\) belongs to no layer .*nn\.remat",
-    Jitted: r"parameter h/kernel of shape \(4, 4\) belongs to no layer .*nn\.jit",
-}
-"""Cells that local rules refuse, and a pattern of the message."""
-
-
 class Tied(Cell):
     """One table of symbols for input and output."""
 
@@ -433,6 +415,26 @@ class WithoutAutapses(Cell):
         drive = self.layer("i")(x) + layer(h)
         h = leaky(h, drive - h * jnp.diagonal(layer.variables["params"]["kernel"])[None])
         return h, h
+
+
+REFUSED = {
+    InputGain: "parameter gain works on what layer i receives",
+    NormedInput: "parameter norm/(bias|scale) works on what layer i receives",
+    RecurrentGain: "parameter gain works on what layer h receives",
+    Clipped: "outside any layer|reaches other units than its own",
+    ResetsBefore: r"eprop cannot credit cell \(ResetsBefore\): layer hn is fed by another layer",
+    Normed: r"layer i reaches other units than its own .* normalisation",
+    Twice: "layer w is called more than once a step",
+    Mixed: "the state of one unit reaches another's outside any layer",
+    Stacked: r"is fed by another layer .*localgrad\.Network",
+    Matrix: r"parameter kernel of shape \(4, 4\) belongs to no layer",
+    WeightNormed: r"parameter h/kernel of shape \(4, 4\) belongs to no layer .*nn\.WeightNorm",
+    Rematerialised: r"parameter h/kernel of shape \(4, 4\) belongs to no layer .*nn\.remat",
+    Jitted: r"parameter h/kernel of shape \(4, 4\) belongs to no layer .*nn\.jit",
+    Tied: r"the parameters of layer e also work outside its own call, as with Embed\.attend",
+    WithoutAutapses: r"the parameters of layer h also work outside its own call",
+}
+"""Cells that local rules refuse, and a pattern of the message."""
 
 
 class Counts(Cell):

@@ -99,6 +99,65 @@ def test_on_one_layer_snap_is_deep_eprop_with_autapses_also_by_weights_that_lear
     close(found[0][1].feedback, found[1][1].feedback)
 
 
+class Heads(nn.Module):
+    """Two output arrays, of one layer each."""
+
+    @nn.compact
+    def __call__(self, y):
+        return {"a": nn.Dense(2, name="a")(y), "b": nn.Dense(3, name="b")(y)}
+
+
+def test_several_output_arrays_have_feedback_weights_each():
+    """As one array of them all, with the weights side by side."""
+    one, params, batch = problem(rate(4, 0.3), rate(3, 0.2))
+    heads = localgrad.Network(one.cells, readout=Heads())
+    rng = np.random.default_rng(3)
+    kernels = {"a": rng.normal(size=(3, 2)), "b": rng.normal(size=(3, 3))}
+    joined = np.concatenate([kernels["a"], kernels["b"]], 1)
+    cells = {name: params[name] for name in ("cells_0", "cells_1")}
+    targets = rng.normal(size=(*batch.inputs.shape[:2], 5))
+    split = {"a": targets[..., :2], "b": targets[..., 2:]}
+    squared = lambda y, target: jnp.square(y - target).sum(-1)  # noqa: E731
+    both = lambda y, target: sum(jax.tree.leaves(jax.tree.map(squared, y, target)))  # noqa: E731
+    options = {"feedback": "adaptive", "feedback_rate": RATE, "key": jax.random.key(1)}
+    rule = localgrad.eprop(heads, both, batch_size=B, window=5, **options)
+    readout = {
+        name: {"kernel": kernels[name], "bias": np.zeros(len(kernels[name][0]))} for name in "ab"
+    }
+    own = cells | {"readout": readout}
+    state = rule.init(own)
+    assert state.feedback["cells_0"]["b"].shape == (4, 3)
+    updates, after = rule(own, state, batch._replace(targets=split))
+    beside = lambda tree: {n: jnp.concatenate([w["a"], w["b"]], 1) for n, w in tree.items()}  # noqa: E731
+    single = localgrad.eprop(
+        localgrad.Network(one.cells, readout=nn.Dense(5)), squared, batch_size=B, **options
+    )
+    theirs = cells | {"readout": {"kernel": joined, "bias": np.zeros(5)}}
+    start = single.init(theirs)
+    start = start._replace(feedback=beside(state.feedback))
+    expected, ended = single(theirs, start, batch._replace(targets=targets))
+    close(updates["cells_0"], expected["cells_0"])
+    close(updates["cells_1"], expected["cells_1"])
+    close(beside(after.feedback), ended.feedback)
+
+
+def test_given_feedback_has_the_structure_of_the_outputs():
+    one, params, batch = problem(rate(4, 0.3))
+    heads = localgrad.Network(one.cells, readout=Heads())
+    own = {"cells_0": params["cells_0"]}
+    own["readout"] = {
+        n: {"kernel": np.ones((4, o)), "bias": np.ones(o)} for n, o in (("a", 2), ("b", 3))
+    }
+    make = functools.partial(localgrad.eprop, heads, optax.l2_loss)
+    with pytest.raises(ValueError, match=r"must be \(N, O\) = {'a': \(4, 2\), 'b': \(4, 3\)}"):
+        make(feedback=np.ones((4, 5))).init(own)
+    given = {"cells_0": {"a": np.ones((4, 2)), "b": np.ones((4, 3))}}
+    close(make(feedback=given).init(own).feedback, given)
+    deep = localgrad.deep_eprop(heads, optax.l2_loss, feedback="random", key=jax.random.key(0))
+    with pytest.raises(ValueError, match=r"one output array .*localgrad\.eprop takes several"):
+        deep.init(own)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

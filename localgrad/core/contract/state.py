@@ -150,6 +150,6 @@ def require_like(rule: str, state: Any, own: Any) -> None:
         raise ValueError(
             f"{rule} got a state that is not its own: state{name} has shape {given.get(name)}, but "
             f"that of its init(params) {wanted.get(name)}. It comes from a rule with another "
-            "model, batch_size, feedback, firing_rate or horizon; begin with this rule's own "
-            "init(params)."
+            "model, batch_size, feedback, firing_rate, horizon or example; begin with this rule's "
+            "own init(params)."
         )

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from localgrad.core.model.modules import Module
+from localgrad.core.model.modules import Module, TiedModule
 from localgrad.core.model.statistics import NAMES
 from localgrad.core.model.synapses import (
     CHAINED,
@@ -260,6 +260,12 @@ def require_local(
     where = f"{rule} cannot credit {name} ({cell.module.name})"
     way_out, units = WAY_OUT, jax.tree.leaves(carry)[0].shape[-1]
     hold = WAY_OUT if cell.module.held_statistics else HOLD
+    if isinstance(cell.module, TiedModule):
+        tied = "/".join(min(cell.module.tied))
+        raise ValueError(
+            f"{where}: the parameters of layer {tied} also work outside its own call, as with "
+            f"Embed.attend, tied weights, or a kernel that is read directly. {way_out}"
+        )
     paths = [site.layer.path for site in cell.sites]
     for site, leak, meets in zip(cell.sites, found.drives, found.meetings.drives, strict=True):
         label = f"layer {'/'.join(site.layer.path)}"

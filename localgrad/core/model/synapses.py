@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from localgrad.core.model.modules import Layer, Module, impure
+from localgrad.core.model.modules import Layer, Module, TiedModule, impure
 from localgrad.core.ownership.reach import dependencies
 from localgrad.core.params import Leaves, Path, under
 
@@ -129,7 +129,12 @@ def dissect(module: Module, params: Leaves, carry: Any, x: Any) -> Anatomy:
     unowned = tuple(path for path in params if path not in owned)
     tuned = {params_in[path] for path in unowned}
     seen = set().union(*to_carry, *to_y, *to_pre)
-    _require_own_calls(module, [path for path in sorted(owned) if params_in[path] in seen])
+    tied = frozenset(
+        layer.path for layer in layers for path in _owned(params, layer) if params_in[path] in seen
+    )
+    if tied:
+        without: Any = TiedModule(module, tied)
+        return dissect(without, params, carry, x)
 
     sites, credited = [], set().union(*credits[: n_carry + n_y])
     for k, (layer, drive, number) in enumerate(zip(layers, drives, drives_in, strict=True)):
@@ -158,16 +163,6 @@ def dissect(module: Module, params: Leaves, carry: Any, x: Any) -> Anatomy:
         unowned_reach=frozenset(path for path in unowned if params_in[path] in reach),
         live=tuple(number in credited for number in carry_in),
     )
-
-
-def _require_own_calls(module: Module, paths: list[Path]) -> None:
-    """Raises if parameters of a synapse work outside its call, where no rule would see them."""
-    if paths:
-        raise ValueError(
-            f"{module.name} uses parameter {'/'.join(paths[0])} outside its layer's own call, as "
-            "with Embed.attend, tied weights, or a kernel that is read directly. Use another "
-            "layer, or a parameter of the cell (self.param) without a layer."
-        )
 
 
 def _owned(params: Leaves, layer: Layer) -> list[Path]:

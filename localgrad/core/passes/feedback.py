@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -77,19 +78,38 @@ def feedback_settings(feedback: Feedback, plasticity: Plasticity | None) -> dict
     return {"feedback": feedback} | {f"feedback_{name}": rate for name, rate in rates.items()}
 
 
-Shapes = dict[str, tuple[int, int]]
+Shapes = dict[str, Any]
+"""By name of the cell, `ShapeDtypeStruct` (N, O), for each output array one."""
 
 
 def cell_shapes(rule: str, stack: Stack) -> Shapes:
-    """The shape (N, O) of every cell's feedback weights, by its name."""
+    """What every cell's feedback weights look like, by its name."""
     if stack.readout is None:
         raise ValueError(
             f"{rule}: feedback weights send the error of a readout to the cells, but this model "
             "has no readout. Wrap it: localgrad.Network((cell,), readout=nn.Dense(O)) (NNX: "
             'localgrad.NNXNetwork), or use feedback="symmetric".'
         )
-    outputs = _width(rule, stack)
-    return {stack.name(level): (units_of(stack, level), outputs) for level in stack.levels}
+    for leaf in jax.tree.leaves(stack.outputs):
+        if leaf.ndim != 2:
+            raise ValueError(
+                f"{rule}: feedback weights need output arrays [B, O]; the model gives "
+                f"{jax.tree.map(jnp.shape, stack.outputs)}."
+            )
+    return {
+        stack.name(level): weights_for(stack.outputs, units_of(stack, level))
+        for level in stack.levels
+    }
+
+
+def weights_for(outputs: Any, units: int) -> Any:
+    """What weights from outputs, leaves [B, O], to so many units look like, leaves (N, O)."""
+    return jax.tree.map(
+        lambda a: jax.ShapeDtypeStruct(
+            (units, a.shape[-1]), jnp.promote_types(a.dtype, jnp.float32)
+        ),
+        outputs,
+    )
 
 
 class LastMap(NamedTuple):
@@ -141,15 +161,16 @@ def _width(rule: str, stack: Stack) -> int:
     outputs = jax.tree.leaves(stack.outputs)
     if stack.outputs is not outputs[0] or outputs[0].ndim != 2:
         raise ValueError(
-            f"{rule}: feedback weights need one output array [B, O]; the model gives "
-            f"{jax.tree.map(lambda a: a.shape, stack.outputs)}."
+            f"{rule}: feedback weights stand in for one linear map and need one output array "
+            f"[B, O]; the model gives {jax.tree.map(jnp.shape, stack.outputs)}. localgrad.eprop "
+            "takes several."
         )
     return outputs[0].shape[-1]
 
 
 def make_feedback(
-    rule: str, feedback: Feedback, key: jax.Array | None, shapes: Shapes, dtype: Any
-) -> dict[str, jax.Array]:
+    rule: str, feedback: Feedback, key: jax.Array | None, shapes: Shapes
+) -> dict[str, Any]:
     """Feedback weights by the name of the cell that receives the error.
 
     Random weights are drawn from N(0, 1 / N); those that adapt begin so.
@@ -158,31 +179,40 @@ def make_feedback(
         rule: the rule's name, for messages.
         feedback: as the factory got it; not `"symmetric"`.
         key: a typed key, for weights that are drawn.
-        shapes: (N, O) by name.
-        dtype: of the model's outputs.
+        shapes: what they look like, by name.
 
     Returns:
-        Weights (N, O) by name.
+        Weights by name, leaves (N, O).
     """
     names = list(shapes)
     if isinstance(feedback, str):
         assert key is not None  # require_feedback saw to it
         keys = jax.random.split(key, len(names))
-        dtype = jnp.promote_types(dtype, jnp.float32)
-        return {
-            name: jax.random.normal(k, shapes[name], dtype) / np.sqrt(shapes[name][0])
-            for name, k in zip(names, keys, strict=True)
-        }
+        return {name: _drawn(k, shapes[name]) for name, k in zip(names, keys, strict=True)}
     given = _by_name(rule, feedback, names)
     for name, weights in given.items():
-        if jnp.shape(weights) != shapes[name]:
+        wanted, found = (jax.tree.map(jnp.shape, tree) for tree in (shapes[name], weights))
+        if found != wanted:
             raise ValueError(
-                f"{rule}: feedback of {name} must be (N, O) = {shapes[name]}; "
-                f"got shape {jnp.shape(weights)}."
+                f"{rule}: feedback of {name} must be (N, O) = {wanted}; got shape {found}."
             )
-        if not isinstance(weights, jax.core.Tracer) and not np.isfinite(np.asarray(weights)).all():
-            raise ValueError(f"{rule}: feedback of {name} holds NaN or infinity.")
-    return {name: jnp.asarray(weights) for name, weights in given.items()}
+        for leaf in jax.tree.leaves(weights):
+            if not isinstance(leaf, jax.core.Tracer) and not np.isfinite(np.asarray(leaf)).all():
+                raise ValueError(f"{rule}: feedback of {name} holds NaN or infinity.")
+    return {name: jax.tree.map(jnp.asarray, weights) for name, weights in given.items()}
+
+
+def _drawn(key: jax.Array, like: Any) -> Any:
+    """Random weights of a cell, leaves (N, O)."""
+    leaves, treedef = jax.tree.flatten(like)
+    keys = [key] if len(leaves) == 1 else jax.random.split(key, len(leaves))
+    return jax.tree.unflatten(
+        treedef,
+        [
+            jax.random.normal(k, a.shape, a.dtype) / np.sqrt(a.shape[0])
+            for k, a in zip(keys, leaves, strict=True)
+        ],
+    )
 
 
 def is_symmetric(feedback: Feedback) -> bool:
@@ -209,14 +239,19 @@ def adapted(plasticity: Plasticity | None, state: Any) -> Any:
     return state._replace(**feedback_fields(moved, plasticity))
 
 
-def correlation(ys: jax.Array, q_out: jax.Array, like: jax.Array) -> jax.Array:
-    """What a readout of its own would learn from a cell's outputs [W, B, N]: (N, O)."""
-    return jnp.einsum("wbn,wbo->no", ys, q_out.astype(ys.dtype)).astype(like.dtype)
+def correlation(ys: jax.Array, q_out: Any, like: Any) -> Any:
+    """What a readout of its own would learn from a cell's outputs [W, B, N]: leaves (N, O)."""
+
+    def of(q: jax.Array, like: jax.Array) -> jax.Array:
+        return jnp.einsum("wbn,wbo->no", ys, q.astype(ys.dtype)).astype(like.dtype)
+
+    return jax.tree.map(of, q_out, like)
 
 
-def send(rule: str, name: str, q_out: jax.Array, weights: jax.Array, ys: Any) -> jax.Array:
-    """The learning signal of a cell's outputs, B dL/d(output), [W, B, N]."""
-    signal = q_out @ weights.astype(q_out.dtype).T
+def send(rule: str, name: str, q_out: Any, weights: Any, ys: Any) -> jax.Array:
+    """The learning signal of a cell's outputs, the sum of B dL/d(output), [W, B, N]."""
+    sent = jax.tree.map(lambda q, b: q @ b.astype(q.dtype).T, q_out, weights)
+    signal = functools.reduce(jnp.add, jax.tree.leaves(sent))
     shapes = jax.tree.map(jnp.shape, ys)
     if shapes != signal.shape:
         raise ValueError(
