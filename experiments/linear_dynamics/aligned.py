@@ -142,7 +142,7 @@ def invariants(updates: int, seed: int) -> Finding:
     for case in (BPTT, TBPTT, rflo(1.0, 0.35)):
         down = downhill(make_rule(case, 8, 2, feedback), case.alpha, batch)
         drift = []
-        for eta in (0.01, 0.005):
+        for eta in (0.005, 0.0025):
             count = round(updates * 0.02 / eta)
             weights, _ = descend(down, start, eta, count)
             constants = jax.vmap(

@@ -149,7 +149,7 @@ def invariants(data: dict[str, Any]) -> tuple[Any, np.ndarray]:
     for label, run in data.items():
         if label == "alignment":
             continue
-        look = style(label) | {"alpha": 0.5 if label.endswith("0.01") else 1.0}
+        look = style(label) | {"alpha": 0.5 if label.endswith("0.0025") else 1.0}
         axes[0, 0].plot(run["times"][1:], run["drift"][1:], label=label, **look)
     axes[0, 0].set(xlabel="time", ylabel="drift of the conserved matrix", yscale="log")
     found = data["alignment"]

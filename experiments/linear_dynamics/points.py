@@ -186,7 +186,8 @@ def selection(count: int, seed: int) -> Finding:
     """
     steps = 6
     rng = np.random.default_rng(seed)
-    start, teacher = theory.Modes(*(0.6 * rng.normal(size=(3, count)))), draw_teacher(rng)
+    (a, b), w = 0.6 * rng.normal(size=(2, count)), rng.uniform(-0.9, 0.9, count)
+    start, teacher = theory.Modes(a, w, b), draw_teacher(rng)
     task = theory.realisable(teacher, steps)
     rows, data = [], {}
     for case in (BPTT, TBPTT, rflo(0.9, 0.4), rflo(-0.9, 0.4)):
