@@ -10,9 +10,11 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+import matplotlib
 import tyro
 
 from experiments import compare, deep, linear_dynamics, online, perturbation, ptncn
+from experiments.claims import ClaimFailed
 
 EXPERIMENTS: dict[str, Any] = {
     "compare": compare,
@@ -32,9 +34,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         description="Experiments with learning rules for recurrent networks, without BPTT.",
         args=argv,
     )
+    matplotlib.use("Agg")  # the command opens no windows; a notebook keeps its own backend
     runs = {module.Config: module.run for module in EXPERIMENTS.values()}
     try:
         runs[type(config)](config)
+    except ClaimFailed as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

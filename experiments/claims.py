@@ -21,6 +21,10 @@ class Claim(NamedTuple):
     holds: bool
 
 
+class ClaimFailed(Exception):
+    """Something that was claimed is not so; the command's exit status is 1."""
+
+
 def less(
     text: str, last: Mapping[str, float], low: Sequence[str], high: Sequence[str], share: float
 ) -> Claim | None:

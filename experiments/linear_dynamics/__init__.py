@@ -14,6 +14,7 @@ import jax
 from tqdm import tqdm
 
 from experiments.choices import lookup
+from experiments.claims import ClaimFailed
 from experiments.linear_dynamics import aligned, beyond, figures, journeys, points, ranks
 from experiments.linear_dynamics.table import Finding, Row
 from experiments.linear_dynamics.table import table as as_text
@@ -57,7 +58,7 @@ class Config:
     Attributes:
         phenomena: which to look at.
         updates: gradient steps of the networks whose whole course is compared.
-        seed: where randomness starts.
+        seed: where randomness starts: every claim draws its strengths, weights or data by it.
         short: fewer steps and starts: a glance, for tests and notebooks.
         results: the folder to write to.
     """
@@ -75,26 +76,30 @@ class Config:
 
 
 PHENOMENA: dict[Name, Callable[[Any], Finding]] = {
-    "trajectories": lambda config: aligned.trajectories(config.steps),
-    "saddle": lambda config: points.saddle(),
-    "rates": lambda config: points.rates(),
+    "trajectories": lambda config: aligned.trajectories(config.steps, config.seed),
+    "saddle": lambda config: points.saddle(config.seed),
+    "rates": lambda config: points.rates(config.seed),
     "selection": lambda config: points.selection(4 if config.short else 16, config.seed),
-    "plateaus": lambda config: journeys.plateaus(),
-    "detours": lambda config: journeys.detours(),
-    "invariants": lambda config: aligned.invariants(config.steps),
+    "plateaus": lambda config: journeys.plateaus(config.seed),
+    "detours": lambda config: journeys.detours(config.seed),
+    "invariants": lambda config: aligned.invariants(config.steps, config.seed),
     "low_rank": lambda config: ranks.low_rank(config.steps, config.seed),
     "nonlinearity": lambda config: ranks.nonlinearity(config.steps, config.seed),
     "sizes": lambda config: ranks.sizes(ranks.COUNTS[: 2 if config.short else None], config.seed),
-    "bias": lambda config: journeys.bias(),
-    "window": lambda config: journeys.window(),
-    "unaligned": lambda config: aligned.unaligned(5 * config.steps),
+    "bias": lambda config: journeys.bias(config.seed),
+    "window": lambda config: journeys.window(config.seed),
+    "unaligned": lambda config: aligned.unaligned(5 * config.steps, config.seed),
     "learned_ranks": beyond.learned_ranks,
     "learned_plateaus": beyond.plateaus,
 }
 
 
 def run(config: Config) -> dict[str, Finding]:
-    """Looks at each phenomenon; prints the table and writes JSON and figures."""
+    """Looks at each phenomenon; prints the table and writes JSON and figures.
+
+    Raises:
+        ClaimFailed: at the end, if a claim did not hold.
+    """
     check(config)
     config.results.mkdir(parents=True, exist_ok=True)
     print(header(config), flush=True)
@@ -112,6 +117,8 @@ def run(config: Config) -> dict[str, Finding]:
         drawn = figures.draw(findings, config.results)
     print(f"{sum(seconds.values()):.0f} s in all, {len(drawn)} figures. Results: {config.results}/")
     print(conclusion(rows))
+    if not all(row.holds for row in rows):
+        raise ClaimFailed("a claim failed; see above.")
     return findings
 
 

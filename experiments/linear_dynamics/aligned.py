@@ -5,7 +5,7 @@ Letters: N units, I inputs, O outputs, E examples, T time steps, M modes.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,23 +25,27 @@ from experiments.linear_dynamics.simulate import (
 from experiments.linear_dynamics.table import Finding, Row
 from localgrad import theory
 
-TEACHER = theory.Modes(
-    a=np.array([1.5, 1.2, 0.9]), w=np.array([0.8, 0.5, -0.6]), b=np.array([0.9, -0.8, 0.7])
-)
-START = theory.Modes(
-    a=np.array([0.3, 0.2, 0.15]), w=np.array([0.05, -0.1, 0.2]), b=np.array([0.1, -0.25, 0.2])
-)
-CASES = (BPTT, TBPTT, Case("tbptt3", "TBPTT(3)"), rflo(np.array([0.8, 1.1, 0.6]), 0.35))
 STEPS, UNITS, INPUTS, OUTPUTS = 8, 6, 4, 3
 project_all = jax.jit(jax.vmap(theory.project, (0, None)))
 
 
-def trajectories(updates: int) -> Finding:
+class Problem(NamedTuple):
+    """An aligned problem: what is to be learned, from where, and the data."""
+
+    teacher: theory.Modes
+    start: theory.Modes
+    bases: theory.Bases
+    batch: localgrad.Batch
+
+
+def trajectories(updates: int, seed: int) -> Finding:
     """Rows 1 and 2: a, b, w and the loss of aligned networks under plain gradient steps."""
     eta = 0.02
     times = eta * np.arange(updates + 1)
-    bases, batch = problem()
-    found = {case.label: trajectory(case, bases, batch, times) for case in CASES}
+    drawn = problem(seed)
+    feedback = np.random.default_rng(seed).uniform(0.6, 1.1, 3)
+    cases = (BPTT, TBPTT, Case("tbptt3", "TBPTT(3)"), rflo(feedback, 0.35))
+    found = {case.label: trajectory(case, drawn, times) for case in cases}
     gaps = {
         key: float(np.max([gap[key] for gap, _ in found.values()]))
         for key in ("map", "flow", "leak", "loss")
@@ -60,29 +64,42 @@ def trajectories(updates: int) -> Finding:
     )
 
 
-@jax.jit
-def problem() -> tuple[theory.Bases, localgrad.Batch]:
-    """Bases, and white inputs with the teacher's outputs."""
-    bases = theory.random_bases(jax.random.key(0), OUTPUTS, UNITS, INPUTS)
-    inputs = theory.white_inputs(jax.random.key(1), STEPS * INPUTS + 1, STEPS, INPUTS)
-    target = theory.realisable(TEACHER, STEPS).target
-    return bases, full_batch(inputs, theory.lagged_targets(inputs, target, bases))
+def problem(seed: int) -> Problem:
+    """Drawn strengths, bases, and white inputs with the teacher's outputs."""
+    rng = np.random.default_rng(seed)
+    teacher = theory.Modes(
+        a=np.array([1.5, 1.2, 0.9]) * rng.uniform(0.85, 1.15, 3),
+        w=np.array([0.8, 0.5, -0.6]) * rng.uniform(0.8, 1.05, 3),
+        b=np.array([0.9, -0.8, 0.7]),
+    )
+    start = theory.Modes(
+        a=np.array([0.3, 0.2, 0.15]) * rng.uniform(0.7, 1.3, 3),
+        w=rng.uniform(-0.2, 0.2, 3),
+        b=np.array([0.1, -0.25, 0.2]) * rng.uniform(0.7, 1.3, 3),
+    )
+    keys = jax.random.split(jax.random.key(seed), 2)
+    bases = theory.random_bases(keys[0], OUTPUTS, UNITS, INPUTS)
+    inputs = theory.white_inputs(keys[1], STEPS * INPUTS + 1, STEPS, INPUTS)
+    target = theory.realisable(teacher, STEPS).target
+    batch = full_batch(inputs, theory.lagged_targets(inputs, target, bases))
+    return Problem(teacher, start, bases, batch)
 
 
 def trajectory(
-    case: Case, bases: theory.Bases, batch: localgrad.Batch, times: np.ndarray
+    case: Case, drawn: Problem, times: np.ndarray
 ) -> tuple[dict[str, float], dict[str, Any]]:
     """One rule's network beside its modes: how far apart they come, and both of them."""
+    teacher, begin, bases, batch = drawn
     eta, updates = float(times[1]), len(times) - 1
-    task = theory.realisable(TEACHER, STEPS)
+    task = theory.realisable(teacher, STEPS)
     r = np.zeros(3) if case.r is None else case.r
     feedback = theory.aligned(theory.Modes(r, r * 0, r * 0), bases).A
     down = downhill(make_rule(case, UNITS, OUTPUTS, feedback), case.alpha, batch)
-    start = theory.aligned(START, bases, others=jnp.array([0.3, -0.2, 0.1]))
+    start = theory.aligned(begin, bases, others=jnp.array([0.3, -0.2, 0.1]))
     weights, losses = descend(down, start, eta, updates)
     modes, leak = project_all(weights, bases)
-    steps = mode_steps(case.mode_rule, task, eta, updates)
-    flow = theory.integrate(case.mode_rule, START, task, times).modes
+    steps = mode_steps(case.mode_rule, begin, task, eta, updates)
+    flow = theory.integrate(case.mode_rule, begin, task, times).modes
     few = slice(None, None, max(updates // 4, 1))
     followed, _ = theory.solve(
         lambda weights: jax.tree.map(jnp.negative, down(weights)[0]), start, times[few]
@@ -98,7 +115,9 @@ def trajectory(
     return gaps, {"modes": modes, "flow": flow, "losses": losses, "flow_loss": flow_loss}
 
 
-def mode_steps(rule: theory.ModeRule, task: theory.Task, eta: float, updates: int) -> theory.Modes:
+def mode_steps(
+    rule: theory.ModeRule, begin: theory.Modes, task: theory.Task, eta: float, updates: int
+) -> theory.Modes:
     """Plain gradient steps of the modes, [updates + 1, M]."""
 
     def step(modes: theory.Modes, _: None) -> tuple[theory.Modes, theory.Modes]:
@@ -106,14 +125,14 @@ def mode_steps(rule: theory.ModeRule, task: theory.Task, eta: float, updates: in
         new = jax.tree.map(lambda v, d: v - eta * d, modes, down)
         return new, new
 
-    start = jax.tree.map(jnp.asarray, START)
+    start = jax.tree.map(jnp.asarray, begin)
     after = jax.jit(lambda modes: jax.lax.scan(step, modes, length=updates)[1])(start)
     return jax.tree.map(lambda v, more: jnp.concatenate([v[None], more]), start, after)
 
 
-def invariants(updates: int) -> Finding:
+def invariants(updates: int, seed: int) -> Finding:
     """Rows 8 and 9: what any linear network conserves; nothing is aligned, inputs are coloured."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     inputs = np.cumsum(rng.normal(size=(12, 6, 3)), axis=1) / 2
     batch = full_batch(jnp.asarray(inputs), jnp.asarray(rng.normal(size=(12, 6, 2))), "per_step")
     feedback = jnp.asarray(rng.normal(size=(2, 8)))
@@ -123,7 +142,7 @@ def invariants(updates: int) -> Finding:
     for case in (BPTT, TBPTT, rflo(1.0, 0.35)):
         down = downhill(make_rule(case, 8, 2, feedback), case.alpha, batch)
         drift = []
-        for eta in (0.02, 0.01):
+        for eta in (0.005, 0.0025):
             count = round(updates * 0.02 / eta)
             weights, _ = descend(down, start, eta, count)
             constants = jax.vmap(
@@ -152,34 +171,46 @@ def invariants(updates: int) -> Finding:
     return Finding(rows, data)
 
 
-def unaligned(updates: int) -> Finding:
+def unaligned(updates: int, seed: int) -> Finding:
     """Row 15: do networks that start from small random weights align by themselves?"""
     eta, outputs, units, inputs_ = 0.01, 4, 16, 4
+    rng = np.random.default_rng(seed)
     teacher = theory.Modes(
-        np.array([2.0, 1.5, 1.2, 0.9]), np.array([0.8, 0.6, -0.5, 0.3]), np.ones(4)
+        np.array([2.0, 1.5, 1.2, 0.9]) * rng.uniform(0.9, 1.1, 4),
+        np.array([0.8, 0.6, -0.5, 0.3]),
+        np.ones(4),
     )
-    bases = theory.random_bases(jax.random.key(5), outputs, units, inputs_)
-    inputs = theory.white_inputs(jax.random.key(6), 33, 8, inputs_)
+    keys = jax.random.split(jax.random.key(seed), 6)
+    bases = theory.random_bases(keys[4], outputs, units, inputs_)
+    inputs = theory.white_inputs(keys[5], 33, 8, inputs_)
     target = theory.realisable(teacher, 8).target
-    batch = full_batch(inputs, theory.lagged_targets(inputs, target, bases))
-    keys = jax.random.split(jax.random.key(7), 4)
+    targets = theory.lagged_targets(inputs, target, bases)
+    batch = full_batch(inputs, targets)
+    data_ = theory.lagged_correlations(inputs, targets, 4)
     shapes = [(outputs, units), (units, units), (units, inputs_), (outputs, units)]
     *small, feedback = (
         0.05 * jax.random.normal(key, shape, jnp.float64)
-        for key, shape in zip(keys, shapes, strict=True)
+        for key, shape in zip(keys[:4], shapes, strict=True)
     )
     feedback = feedback * 6
     rows, data = [], {}
     for case in (BPTT, TBPTT, rflo(1.0, 0.35)):
         down = downhill(make_rule(case, units, outputs, feedback), case.alpha, batch)
         weights, losses = descend(down, theory.Weights(*small), eta, updates)
+        few = jax.tree.map(lambda v: v[:: max(updates // 100, 1)], weights)
+        found = jax.vmap(theory.alignment, (0, None))(few, data_)
         # Which share of A W^l B lies on the modes of the data: 1 once aligned.
-        share = jax.vmap(lambda weights: on_the_modes(weights, bases))(weights)
+        share = jax.vmap(on_the_modes, (0, None))(few, bases)
+        told = {"of the map on the data's modes": share, "A and B with the data": found.weights,
+                "W with itself, A and B": found.recurrence}  # fmt: skip
+        said = [f"{name} {v[0]:.2f} -> {v[-1]:.3f}" for name, v in told.items()]
         rows.append(
-            Row("15", f"{case.label}: share of the map on the data's modes, from random weights",
-                "not predicted", f"{share[0]:.2f} -> {share[-1]:.3f}, loss {losses[-1]:.1e}")
+            Row("15", f"{case.label}: alignment, from small random weights", "not predicted",
+                f"{'; '.join(said)}; loss {losses[-1]:.1e}")
         )  # fmt: skip
-        data[case.label] = {"times": eta * np.arange(updates + 1), "share": share, "losses": losses}
+        times = eta * max(updates // 100, 1) * np.arange(len(share))
+        data[case.label] = {"times": times, "alignment": told,
+                            "losses": losses[:: max(updates // 100, 1)]}  # fmt: skip
     return Finding(rows, data)
 
 

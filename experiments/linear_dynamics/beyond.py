@@ -30,6 +30,7 @@ LOSS = optax.softmax_cross_entropy_with_integer_labels
 CHANCE = float(np.log(CLASSES))
 SETTINGS = Settings(features=64, alpha=0.5, horizon=1, window=1)
 RATE, CLIP, BATCH = 0.3, 1.0, 32
+SHOWN = 64  # digits on which hidden states are looked at
 SMOOTH = 10  # updates over which a batch's loss is averaged before its fall is timed
 LEARNERS: tuple[tuple[CellName, RuleName], ...] = (
     ("gru", "bptt"),
@@ -60,6 +61,7 @@ class Trained(NamedTuple):
         after: and after.
         span: [E, S, N, O] what the rule's errors reach the units by: the random feedback, or the
             readout after training.
+        states: [2, E, S, D, T, N] hidden states on D held-out digits, before and after.
     """
 
     losses: np.ndarray
@@ -68,6 +70,7 @@ class Trained(NamedTuple):
     before: Any
     after: Any
     span: np.ndarray
+    states: np.ndarray
 
 
 def label(cell: CellName, rule: RuleName) -> str:
@@ -94,11 +97,11 @@ def train_all(seed: int, short: bool) -> dict[tuple[CellName, RuleName], Trained
 
 
 def train(
-    cell: CellName, rule: RuleName, keys: jax.Array, sizes: np.ndarray, updates: int
+    name: CellName, rule: RuleName, keys: jax.Array, sizes: np.ndarray, updates: int
 ) -> Trained:
     """All runs of one rule, in one jitted function."""
     task = digits("rows")
-    model = localgrad.Network((CELLS[cell].make(SETTINGS),), readout=nn.Dense(CLASSES))
+    model = localgrad.Network((CELLS[name].make(SETTINGS),), readout=nn.Dense(CLASSES))
 
     def chain(key: jax.Array) -> optax.GradientTransformationExtraArgs:
         made = RULES[rule].make(model, LOSS, SETTINGS, key)
@@ -113,6 +116,10 @@ def train(
 
     def score(params: Any) -> jax.Array:
         return accuracy(localgrad.evaluate(model, LOSS, params, task.test)[1], task.test)
+
+    def hidden(params: Any) -> Any:
+        shown, cell = task.test.inputs[:SHOWN], CELLS[name].make(SETTINGS)
+        return nn.RNN(cell).apply({"params": {"cell": params["cells_0"]}}, shown)
 
     def init(key: jax.Array) -> Any:
         x = task.test.inputs[:, 0]
@@ -134,12 +141,14 @@ def train(
     losses, first, last, span = jax.block_until_ready(runs(jnp.asarray(sizes), drawn, own, data))
     scores = jax.jit(jax.vmap(jax.vmap(score)))
     right, untrained = (jax.block_until_ready(scores(params)) for params in (last, first))
-    found = Trained(losses, right, untrained, first["cells_0"], last["cells_0"], span)
+    seen = jax.jit(jax.vmap(jax.vmap(hidden)))
+    states = np.stack([seen(params) for params in (first, last)])
+    found = Trained(losses, right, untrained, first["cells_0"], last["cells_0"], span, states)
     return jax.tree.map(np.asarray, found)
 
 
 def learned_ranks(config: Asked) -> Finding:
-    """How many directions the cell's weights change in, and which.
+    """How many directions the cell's weights change in, and which, and what its states fill.
 
     In a linear network RFLO's change, of all matrices that end in the same units together, has at
     most 9 directions, all in the span of the feedback: the 10 errors of a softmax add up to zero.
@@ -155,7 +164,8 @@ def learned_ranks(config: Asked) -> Finding:
             rows.append(Row("16", name, "no change", f"accuracy {right.mean():.1f} %"))
             continue
         kept = [spectra(found, place) for place in range(len(sizes))]
-        first, small = kept[0], kept[np.argmin(np.abs(np.log(sizes / 0.01)))]
+        near = int(np.argmin(np.abs(np.log(sizes / 0.01))))
+        first, small = kept[0], kept[near]
         bound = "linear: 9, all in span" if rule == "rflo" else "not predicted"
         bound = "linear RFLO: 9, in span" if rule == "eprop_random" else bound
         rows.append(
@@ -163,6 +173,15 @@ def learned_ranks(config: Asked) -> Finding:
                 f"participation {mean_of(first['ratio'])} ({mean_of(small['ratio'])} from weights "
                 f"scaled by .01); in best 9 {mean_of(first['best'], 2)}; "
                 f"in span {mean_of(first['inside'], 2)}; accuracy {right.mean():.1f} %")
+        )  # fmt: skip
+        before, after = (
+            np.array([[theory.state_dimension(one) for one in scale] for scale in seen])
+            for seen in found.states
+        )
+        rows.append(
+            Row("16", f"{name}: dimensions that hidden states fill", "not predicted",
+                f"{mean_of(before[0])} -> {mean_of(after[0])} (from weights scaled by .01: "
+                f"{mean_of(before[near])} -> {mean_of(after[near])})")
         )  # fmt: skip
         gates = {gate: values.mean() for gate, values in first["gates"].items()}
         rows.append(

@@ -6,9 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
@@ -126,7 +123,7 @@ def plateaus(data: dict[str, Any]) -> tuple[Any, np.ndarray]:
 def detours(data: dict[str, Any]) -> tuple[Any, np.ndarray]:
     """Row 7: paths in the (a, b) plane, with the hyperbola of the optimum."""
     figure, axes = panels(2)
-    for axis, product, wrong in zip(axes[0], (1.0, -1.0), (False, True), strict=True):
+    for axis, product, wrong in zip(axes[0], data["p"], (False, True), strict=True):
         paths = {k: v for k, v in data["paths"].items() if ("wrong" in k) == wrong}
         for k, (label, found) in enumerate(paths.items()):
             a, b = (np.ravel(getattr(found["path"], part)) for part in ("a", "b"))
@@ -142,7 +139,7 @@ def detours(data: dict[str, Any]) -> tuple[Any, np.ndarray]:
                       label="optimum: a b = p*")  # fmt: skip
         limit = 2.6
         axis.set(xlabel="readout a", ylabel="input b", xlim=(-limit, limit), ylim=(-limit, limit))
-        axis.set_title(f"p* = {product:g}" + (", balanced start" if wrong else ""), fontsize=10)
+        axis.set_title(f"p* = {product:.2f}" + (", balanced start" if wrong else ""), fontsize=10)
     return figure, axes
 
 
@@ -152,7 +149,7 @@ def invariants(data: dict[str, Any]) -> tuple[Any, np.ndarray]:
     for label, run in data.items():
         if label == "alignment":
             continue
-        look = style(label) | {"alpha": 0.5 if label.endswith("0.01") else 1.0}
+        look = style(label) | {"alpha": 0.5 if label.endswith("0.0025") else 1.0}
         axes[0, 0].plot(run["times"][1:], run["drift"][1:], label=label, **look)
     axes[0, 0].set(xlabel="time", ylabel="drift of the conserved matrix", yscale="log")
     found = data["alignment"]
@@ -168,14 +165,15 @@ def low_rank(data: dict[str, Any]) -> tuple[Any, np.ndarray]:
     figure, axes = panels(2, sharey=True)
     axes[0, 0].set_title("with a bound by theory", fontsize=10)
     axes[0, 1].set_title("without", fontsize=10)
-    families = {"BPTT": "black", "TBPTT(1)": "#D55E00", "RFLO": "#CC79A7"}
+    families = {"BPTT": "black", "TBPTT(1)": "#D55E00", "RFLO": "#CC79A7", "e-prop": "#009E73",
+                "SnAp-1": "#56B4E9"}  # fmt: skip
     count = dict.fromkeys(families, 0)
     for label, values in data["spectra"].items():
         side, family = int(data["bounds"][label] is None), label.split(",")[0]
         axes[0, side].semilogy(
             np.arange(1, len(values) + 1),
             np.maximum(values / values[0], 1e-17),
-            marker="os^v"[count[family]],
+            marker="os^v"[count[family] % 4],
             markersize=4,
             linewidth=1,
             color=families[family],
@@ -252,13 +250,15 @@ def window(data: dict[str, Any]) -> tuple[Any, np.ndarray]:
 
 def unaligned(data: dict[str, Any]) -> tuple[Any, np.ndarray]:
     """Row 15: how networks from small random weights align by themselves."""
-    figure, axes = panels(2)
+    figure, axes = panels(4)
     for label, run in data.items():
+        for axis, (name, cosine) in zip(axes[0], run["alignment"].items(), strict=False):
+            axis.plot(run["times"], cosine, label=label, **style(label))
+            axis.set(xlabel="time", ylim=(-0.1, 1.03))
+            axis.set_title(f"alignment: {name}", fontsize=9)
         count = min(len(run["times"]), len(run["losses"]))
-        axes[0, 0].plot(run["times"], run["share"], label=label, **style(label))
-        axes[0, 1].semilogy(run["times"][:count], run["losses"][:count], **style(label))
-    axes[0, 0].set(xlabel="time", ylabel="share of the map on the data's modes", ylim=(0, 1.03))
-    axes[0, 1].set(xlabel="time", ylabel="loss")
+        axes[0, 3].semilogy(run["times"][:count], run["losses"][:count], **style(label))
+    axes[0, 3].set(xlabel="time", ylabel="loss")
     return figure, axes
 
 

@@ -1,4 +1,4 @@
-"""Rows 3, 4 and 5: where flows stop, how fast they arrive, and at which point.
+"""Rows 3, 4 and 5: where flows stop, how fast they arrive or leave, and at which point.
 
 The simulations are networks of one unit under the library's rules, in gradient flow; T = 32 steps
 stand for sequences without end unless a row says otherwise.
@@ -6,89 +6,169 @@ stand for sequences without end unless a row says otherwise.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
-from experiments.linear_dynamics.simulate import BPTT, TBPTT, Case, rflo, single_units
+from experiments.linear_dynamics.simulate import (
+    BPTT,
+    TBPTT,
+    Case,
+    draw_teacher,
+    rflo,
+    single_units,
+)
 from experiments.linear_dynamics.table import Finding, Row, several
 from localgrad import theory
 
-TEACHER = theory.Modes(1.2, 0.7, 1.0)
+SHARES = np.array([0.43, 0.86])  # of the readout at which feedback of the wrong sign has a saddle
 
 
-def saddle() -> Finding:
-    """Row 3: BPTT and truncated BPTT stop at a = b = 0, RFLO does not."""
-    teacher, at = theory.Modes(1.2, 0.7, 1.0), theory.Modes(0.0, 0.3, 0.0)
+def saddle(seed: int) -> Finding:
+    """Row 3: BPTT and truncated BPTT have a saddle at a = b = 0, RFLO does not stop there."""
+    rng = np.random.default_rng(seed)
+    teacher, w = draw_teacher(rng), rng.uniform(-0.3, 0.4)
+    r, rho = rng.uniform(0.6, 1.1), rng.uniform(0.2, 0.5)
     rows = []
-    for case in (BPTT, TBPTT, rflo(0.9, 0.4)):
-        # The velocity of b by a short flow; b moves linearly out of the point.
-        moved = single_units(case, theory.Modes(*np.array(at)[:, None]), teacher, [0.0, 1e-4])
-        speed = float(moved.b[-1, 0]) / 1e-4
-        predicted = 0.0 if case.name != "rflo" else 0.9 * 1.2 / (1 - 0.4 * 0.7)
+    for case in (BPTT, TBPTT):
+        at = theory.Modes(0.0, w, 0.0)
+        found = eigen(case, at, teacher)
+        away, back = int(np.argmax(found.values)), int(np.argmin(found.values))
+        predicted = found.values[[away, back]]
+        measured = moved([found, found], [away, back], [at, at], case, teacher, seed)
         rows.append(
-            Row("3", f"{case.label}: speed at a = b = 0", f"{predicted:.4f}", f"{speed:.4f}",
-                abs(speed - predicted), 1e-3)
+            Row("3", f"{case.label}: rates away from and back to a = b = 0", several(predicted),
+                several(measured), float(np.abs(measured / predicted - 1).max()), 1e-3)
         )  # fmt: skip
-    return Finding(rows, {"teacher": teacher})
+    # The velocity of b by a short flow; b moves linearly out of the point.
+    start = theory.Modes(*(np.array([v]) for v in (0.0, w, 0.0)))
+    path = single_units(rflo(r, rho), start, teacher, [0.0, 1e-4], seed=seed)
+    speed, predicted = float(path.b[-1, 0]) / 1e-4, r * teacher.a / (1 - rho * teacher.w)
+    rows.append(
+        Row("3", "RFLO: speed of b at a = b = 0", f"{predicted:.4f}", f"{speed:.4f}",
+            abs(speed - predicted), 1e-3)
+    )  # fmt: skip
+    return Finding(rows, {"teacher": teacher, "r": r, "rho": rho})
 
 
-def rates() -> Finding:
+def rates(seed: int) -> Finding:
     """Row 4: the rate of the last approach to (s, p*/s, w*), as a function of s."""
-    cases = (BPTT, TBPTT, rflo(0.9, 0.4))
+    rng = np.random.default_rng(seed)
+    teacher, local = draw_teacher(rng), rflo(rng.uniform(0.7, 1.1), rng.uniform(0.3, 0.5))
     sizes = np.geomspace(0.3, 4.0, 9)
-    rows, data = [], {"teacher": TEACHER, "cases": {}}
-    for case in cases:
-        predicted = np.asarray(theory.convergence_rate(case.mode_rule, sizes, TEACHER))
-        measured = late_rates(case, sizes)
+    rows, data = [], {"teacher": teacher, "cases": {}}
+    for case in (BPTT, TBPTT, local):
+        predicted = np.asarray(theory.convergence_rate(case.mode_rule, sizes, teacher))
+        measured = late_rates(case, sizes, teacher, seed)
         error = float(np.abs(measured / predicted - 1).max())
         rows.append(
             Row("4", f"{case.label}: late rate at s = {sizes[0]:.1f} .. {sizes[-1]:.1f}",
                 several(predicted[[0, 4, -1]]), several(measured[[0, 4, -1]]), error, 1e-2)
         )  # fmt: skip
         data["cases"][case.label] = {"s": sizes, "measured": measured, "rule": case.mode_rule}
-    fine = np.geomspace(0.05, 20, 20001)
-    slowest = fine[np.argmin(theory.convergence_rate(BPTT.mode_rule, fine, TEACHER))]
-    simulated = sizes[np.argmin(data["cases"]["BPTT"]["measured"])]
+    root, least = np.sqrt(teacher.a), slowest(sizes, data["cases"]["BPTT"]["measured"])
     rows.append(
-        Row("4", "BPTT is slowest at s = sqrt(p*)", f"{np.sqrt(1.2):.4f}",
-            f"{slowest:.4f} (grid of networks: {simulated:.2f})",
-            abs(slowest - np.sqrt(1.2)), 2e-3)
+        Row("4", "BPTT is slowest at s = sqrt(p*)", f"{root:.4f}", f"{least:.4f}",
+            abs(least / root - 1), 5e-3)
     )  # fmt: skip
-    wrong = np.array([-0.5, -1.0])  # feedback of the other sign; a saddle before r s^3 = -p*^2
-    limit = -((1.44 / 0.9) ** (1 / 3))
-    within, beyond = (kind_of(cases[2], share * limit) for share in (0.98, 1.02))
-    rows.append(
-        Row("4", "RFLO, wrong sign: saddle as far as r s^3 = -p*^2", f"s = {limit:.3f}",
-            f"at .98 s {within}, at 1.02 s {beyond}",
-            0.0 if within == "saddle" != beyond else 1.0, 0.5)
-    )  # fmt: skip
-    grown = growth(cases[2], wrong)
-    predicted = -np.asarray(theory.convergence_rate(cases[2].mode_rule, wrong, TEACHER))
-    rows.append(
-        Row("4", "RFLO leaves wrong-sign points s = -.5, -1 at rate", several(predicted),
-            several(grown), float(np.abs(grown / predicted - 1).max()), 2e-2)
-    )  # fmt: skip
+    rows += wrong_sign(local, teacher, seed)
     return Finding(rows, data)
 
 
-def kind_of(case: Case, s: float) -> str:
-    """What kind of stationary point (s, p*/s, w*) is."""
-    at = theory.optimum(s, TEACHER)
-    return theory.verdict(theory.jacobian(case.mode_rule, at, theory.Endless(TEACHER))).kind
+def wrong_sign(case: Case, teacher: theory.Modes, seed: int) -> list[Row]:
+    """Where feedback has the other sign than s: how fast networks leave, and where saddles end."""
+    limit = -float(np.cbrt(teacher.a**2 / case.r))
+    near = np.array([0.95, 1.05])
+    points = [theory.optimum(s, teacher) for s in limit * np.concatenate([SHARES, near])]
+    found = [eigen(case, point, teacher) for point in points]
+    fastest = [int(np.argmax(one.values.real)) for one in found]
+    along = [int(np.argmax(np.abs(one.vectors.T @ tangent(point, teacher))))
+             for one, point in zip(found, points, strict=True)]  # fmt: skip
+    second = [3 - one - other for one, other in zip(fastest, along, strict=True)]
+    which = [*fastest[:2], *second[2:]]
+    predicted = np.array([one.values[k].real for one, k in zip(found, which, strict=True)])
+    measured = moved(found, which, points, case, teacher, seed)
+    crossing = limit * (near[0] - measured[2] * np.diff(near)[0] / (measured[3] - measured[2]))
+    at = several(limit * SHARES, 2)
+    return [
+        Row("4", f"RFLO leaves wrong-sign points s = {at} at rate", several(predicted[:2]),
+            several(measured[:2]), float(np.abs(measured / predicted - 1)[:2].max()), 2e-2),
+        Row("4", "RFLO, wrong sign: one direction returns as far as r s^3 = -p*^2",
+            f"s = {limit:.4f}", f"s = {crossing:.4f}, by rates {several(measured[2:], 2)} near it",
+            abs(crossing / limit - 1), 1e-2),
+    ]  # fmt: skip
 
 
-def displaced(sizes: np.ndarray, distance: float) -> theory.Modes:
+class Eigen(NamedTuple):
+    """Eigenvalues of a Jacobian, and its eigenvectors in columns."""
+
+    values: np.ndarray
+    vectors: np.ndarray
+
+
+def eigen(case: Case, at: theory.Modes, teacher: theory.Modes) -> Eigen:
+    """How the theory says that small displacements from a point grow."""
+    jacobian = theory.jacobian(case.mode_rule, at, theory.Endless(teacher))
+    return Eigen(*np.linalg.eig(np.asarray(jacobian)))
+
+
+def tangent(at: theory.Modes, teacher: theory.Modes) -> np.ndarray:
+    """Along the optimal manifold, in the order a, w, b."""
+    found = np.array([1.0, 0.0, -teacher.a / at.a**2])
+    return found / np.linalg.norm(found)
+
+
+def moved(
+    found: list[Eigen],
+    which: list[int],
+    points: list[theory.Modes],
+    case: Case,
+    teacher: theory.Modes,
+    seed: int,
+) -> np.ndarray:
+    """The rates at which networks pushed along an eigenvector each move along it."""
+    starts = [
+        np.array(point) + 1e-6 * one.vectors[:, k].real
+        for one, k, point in zip(found, which, points, strict=True)
+    ]
+    time = 0.5 / max(np.abs(one.values).max() for one in found)
+    path = single_units(
+        case, theory.Modes(*np.transpose(starts)), teacher, [0.0, time],
+        steps=48, tolerance=1e-13, seed=seed,
+    )  # fmt: skip
+    gaps = np.array(path) - np.transpose(points)[:, None]  # [3, 2, M]
+    rates = []
+    for j, (one, k) in enumerate(zip(found, which, strict=True)):
+        part = np.linalg.inv(one.vectors)[k] @ gaps[:, :, j]
+        rates.append(np.log((part[1] / part[0]).real) / time)
+    return np.array(rates)
+
+
+def slowest(sizes: np.ndarray, rates: np.ndarray) -> float:
+    """Where rates over log sizes are least, by a quartic through the five around the least."""
+    middle = int(np.clip(np.argmin(rates), 2, len(sizes) - 3))
+    near = slice(middle - 2, middle + 3)
+    curve = np.polynomial.Polynomial.fit(np.log(sizes[near]), rates[near], 4)
+    fine = np.linspace(np.log(sizes[near][0]), np.log(sizes[near][-1]), 4001)
+    return float(np.exp(fine[np.argmin(curve(fine))]))
+
+
+def displaced(sizes: np.ndarray, distance: float, teacher: theory.Modes) -> theory.Modes:
     """Points of the optimal manifold, moved off it a little."""
     return theory.Modes(
-        sizes, np.full_like(sizes, TEACHER.w) - distance, (1.2 + 0.5 * distance) / sizes
+        sizes,
+        np.full_like(sizes, teacher.w) - distance,
+        (teacher.a + 0.5 * distance) / sizes,
     )
 
 
-def late_rates(case: Case, sizes: np.ndarray) -> np.ndarray:
+def late_rates(case: Case, sizes: np.ndarray, teacher: theory.Modes, seed: int) -> np.ndarray:
     """How fast networks of one unit come back, from how the gap in w shrinks late."""
-    slow = float(np.min(theory.convergence_rate(case.mode_rule, sizes, TEACHER)))
+    slow = float(np.min(theory.convergence_rate(case.mode_rule, sizes, teacher)))
     times = np.linspace(0, 12 / slow, 241)
-    path = single_units(case, displaced(sizes, 1e-3), TEACHER, times, tolerance=1e-12)
-    gap = np.hypot(path.w - TEACHER.w, path.a * path.b - 1.2)
+    start = displaced(sizes, 1e-3, teacher)
+    path = single_units(case, start, teacher, times, tolerance=1e-12, seed=seed)
+    gap = np.hypot(path.w - teacher.w, path.a * path.b - teacher.a)
     found = []
     for k in range(len(sizes)):
         # Late, but above the rounding: from a thousandth to a millionth of the first gap.
@@ -98,36 +178,25 @@ def late_rates(case: Case, sizes: np.ndarray) -> np.ndarray:
     return np.array(found)
 
 
-def growth(case: Case, sizes: np.ndarray) -> np.ndarray:
-    """How fast networks of one unit leave unstable points, pushed where they leave fastest."""
-    speeds, starts = [], []
-    for s in sizes:
-        at = theory.optimum(s, TEACHER)
-        jacobian = theory.jacobian(case.mode_rule, at, theory.Endless(TEACHER))
-        values, vectors = np.linalg.eig(np.asarray(jacobian))
-        speeds.append(values.real.max())
-        starts.append(np.array(at) + 1e-6 * vectors[:, np.argmax(values.real)].real)
-    start, times = theory.Modes(*np.transpose(starts)), [0.0, 2.0 / max(speeds)]
-    path = single_units(case, start, TEACHER, times, steps=48, tolerance=1e-12)
-    gap = np.abs(np.asarray(path.a) - sizes)
-    return np.log(gap[1] / gap[0]) / times[1]
-
-
-def selection(count: int, seed: int = 0) -> Finding:
+def selection(count: int, seed: int) -> Finding:
     """Row 5: which point of the manifold random starts end at.
 
     T = 6: the end points are the same for any T, but in longer sequences flows that pass through
     `|w| > 1` on their way, as many of RFLO's do, become very stiff.
     """
     steps = 6
-    start = theory.Modes(*(0.6 * np.random.default_rng(seed).normal(size=(3, count))))
-    task = theory.realisable(TEACHER, steps)
+    rng = np.random.default_rng(seed)
+    (a, b), w = 0.6 * rng.normal(size=(2, count)), rng.uniform(-0.9, 0.9, count)
+    start, teacher = theory.Modes(a, w, b), draw_teacher(rng)
+    task = theory.realisable(teacher, steps)
     rows, data = [], {}
     for case in (BPTT, TBPTT, rflo(0.9, 0.4), rflo(-0.9, 0.4)):
-        path = single_units(case, start, TEACHER, [0.0, 100.0], steps=steps, tolerance=1e-8)
+        path = single_units(
+            case, start, teacher, [0.0, 100.0], steps=steps, tolerance=1e-8, seed=seed
+        )
         last = theory.Modes(*(np.asarray(v[-1]) for v in path))
         ends = [
-            theory.endpoint(case.mode_rule, theory.Modes(*one), TEACHER)
+            theory.endpoint(case.mode_rule, theory.Modes(*one), teacher)
             for one in np.transpose(start)
         ]
         gaps = np.array([distance(end, s) for end, s in zip(ends, last.a, strict=True)])

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.colors import ListedColormap
@@ -40,12 +37,12 @@ def marks(case: dict[str, Any]) -> dict[str, Any]:
 
 def phase_portraits(data: dict[str, Any]) -> tuple[Any, np.ndarray]:
     """Row 3: flows in the (b, w) plane; the readout follows from what is conserved."""
-    teacher, gain, decay = data["teacher"], 0.9, 0.4
+    teacher, gain, decay = data["teacher"], data["r"], data["rho"]
     b, w = np.meshgrid(np.linspace(-2, 2, 61), np.linspace(-0.92, 0.92, 61))
     rules = {
         "BPTT, a = b": (theory.bptt(), b),
         "TBPTT(1), a² = b² + w²": (theory.tbptt(1), np.sqrt(b**2 + w**2)),
-        f"RFLO, r = {gain}, rho = {decay}": (
+        f"RFLO, r = {gain:.2f}, rho = {decay:.2f}": (
             theory.rflo(gain, decay),
             ((w - decay) ** 2 + b**2 - decay**2) / (2 * gain),
         ),

@@ -21,10 +21,10 @@ class Case(NamedTuple):
     """A rule of the library beside the same rule of the theory.
 
     Attributes:
-        name: `"bptt"`, `"tbptt"` (one step), `"tbptt3"` or `"rflo"`.
+        name: `"bptt"`, `"tbptt"` (one step), `"tbptt3"`, `"rflo"`, `"eprop"` or `"snap"`.
         label: its name in tables and figures.
         r: feedback strength of each mode, for RFLO.
-        rho: decay of RFLO's traces.
+        rho: decay of the traces of RFLO, e-prop and SnAp-1.
     """
 
     name: str
@@ -34,7 +34,7 @@ class Case(NamedTuple):
 
     @property
     def mode_rule(self) -> theory.ModeRule:
-        """The rule as a mode sees it."""
+        """The rule as a mode sees it; not of e-prop and SnAp-1."""
         if self.name == "rflo":
             return theory.rflo(self.r, self.rho)
         return theory.bptt() if self.name == "bptt" else theory.tbptt(self.horizon)
@@ -47,7 +47,7 @@ class Case(NamedTuple):
     @property
     def alpha(self) -> float:
         """The leak of the units whose traces decay by rho."""
-        return 1 - self.rho if self.name == "rflo" else 1.0
+        return 1 - self.rho
 
 
 BPTT = Case("bptt", "BPTT")
@@ -57,6 +57,11 @@ TBPTT = Case("tbptt", "TBPTT(1)")
 def rflo(r: Any, rho: Any) -> Case:
     """RFLO with this feedback and trace decay."""
     return Case("rflo", "RFLO", r, rho)
+
+
+def draw_teacher(rng: np.random.Generator) -> theory.Modes:
+    """A teacher of one mode whose responses fade within 32 steps."""
+    return theory.Modes(rng.uniform(0.95, 1.35), rng.uniform(0.5, 0.75), 1.0)
 
 
 def half_square(outputs: jax.Array, targets: jax.Array) -> jax.Array:
@@ -86,9 +91,9 @@ def make_rule(
     model = localgrad.Network((cell,), readout)
     if case.name == "rflo":
         return localgrad.rflo(model, half_square, feedback=feedback.T, reduction="sum")
-    if case.name == "bptt":
-        return localgrad.bptt(model, half_square, reduction="sum")
-    return localgrad.tbptt(model, half_square, horizon=case.horizon, reduction="sum")
+    if case.name.startswith("tbptt"):
+        return localgrad.tbptt(model, half_square, horizon=case.horizon, reduction="sum")
+    return getattr(localgrad, case.name)(model, half_square, reduction="sum")
 
 
 def full_batch(inputs: jax.Array, targets: jax.Array, loss: str = "final") -> localgrad.Batch:
@@ -168,13 +173,14 @@ def single_units(
         start: strengths [M] each.
         teacher: strengths, numbers or [M]; or None with `target` among the options.
         times: [K].
-        **options: `steps` T (32), `target` [M, T] or [T], `tolerance` of the integration (1e-9).
+        **options: `steps` T (32), `target` [M, T] or [T], `tolerance` of the integration (1e-9),
+            `seed` of the inputs (0).
 
     Returns:
         The modes at each time, [K, M].
     """
     steps = options.get("steps", 32)
-    inputs = theory.white_inputs(jax.random.key(0), steps + 1, steps, 1)
+    inputs = theory.white_inputs(jax.random.key(options.get("seed", 0)), steps + 1, steps, 1)
     target = options.get("target")
     if target is None:
         if teacher is None:
