@@ -96,12 +96,21 @@ def test_a_batch_must_fit(factory, name):
     refused(f"(?s){message}", run, batch, factory)
 
 
+class AnyWidth(zoo.Cell):
+    """It takes inputs of any width."""
+
+    @nn.compact
+    def __call__(self, h, x):
+        h = zoo.leaky(h, self.layer("h")(h) + x.sum(-1, keepdims=True))
+        return h, h
+
+
 def test_a_stream_has_its_number_of_examples_and_its_example():
     for factory in (localgrad.bptt, localgrad.rtrl, localgrad.eprop, localgrad.readout_only):
         refused("holds B = 2 .* batch_size=3. .* batch_size=2", run, factory=factory, batch_size=3)
     tbptt = functools.partial(localgrad.tbptt, horizon=2)
     refused("tbptt needs example=.* buffers inputs", run, factory=tbptt, batch_size=B)
-    refused("needs example=", run, model=zoo.Concat(N), batch_size=B)
+    refused("needs example=.* several widths", run, model=AnyWidth(), batch_size=B)
     wrong = {"batch_size": B, "example": np.ones(IN + 2)}
     refused(r"params do not fit GRUCell.*\(5, 4\).*\(3, 4\)", run, **wrong)
     other = {"batch_size": B, "example": np.ones(IN, np.float16)}

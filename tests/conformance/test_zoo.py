@@ -125,7 +125,7 @@ def at_once(rule, params, batch, updates, state):
 @pytest.mark.parametrize(
     "model",
     [cell(3) if name == "skip" else cell() for name, (cell, _) in zoo.LOCAL.items()]
-    + [cell() for cell in zoo.REFUSED],
+    + [cell() for cell in (*zoo.REFUSED, *zoo.UNSEEN)],
     ids=lambda model: type(model).__name__,
 )
 def test_exact_rules_are_exact_on_all(model, rule):
@@ -163,15 +163,12 @@ def test_a_convolutional_cell_is_for_exact_rules():
             learned(make(name, model, batch), params, batch)
 
 
-@pytest.mark.parametrize("name", EVERYWHERE)
-@pytest.mark.parametrize(
-    "cell, path", [(zoo.Tied, "e/embedding"), (zoo.WithoutAutapses, "h/kernel")]
-)
-def test_a_layer_whose_parameters_work_elsewhere_is_refused(name, cell, path):
-    params, batch = problem(cell(), cell is zoo.Tied)
-    rule = make(name, cell(), batch)
-    with pytest.raises(ValueError, match=f"parameter {path} outside its layer's own call"):
-        learned(rule, params, batch)
+@pytest.mark.parametrize("name", by_machinery(EXACT))
+@pytest.mark.parametrize("cell", [zoo.Tied, zoo.WithoutAutapses])
+def test_a_layer_whose_parameters_work_elsewhere_too(name, cell):
+    kind = {"symbols": cell is zoo.Tied}
+    params, batch = problem(cell(), **kind)
+    close(learned(make(name, cell(), batch), params, batch), exactly(cell(), **kind))
 
 
 def test_a_carry_belongs_to_its_examples():

@@ -57,8 +57,8 @@ def example_spec(
             + (
                 "its streaming state buffers inputs."
                 if strict
-                else "no Dense or Embed layer takes the input as it is, so the parameters do not "
-                "tell its shape. (If one should, check that the params are this model's.)"
+                else "no Dense or Embed layer takes the input as it is, and the parameters fit "
+                "inputs of several widths or of none. (Check that the params are this model's.)"
             )
         )
     return spec
@@ -93,7 +93,8 @@ def infer_input(module: Module, params: Leaves, batch: int, is_cell: bool) -> An
         is_cell: whether it takes a carry before x.
 
     Returns:
-        A `ShapeDtypeStruct`, or None if no Dense or Embed layer of the module takes x as it is.
+        A `ShapeDtypeStruct`: what a Dense or Embed layer that takes x as it is says of it, or the
+        one width that fits the parameters. None if neither tells.
     """
     dtype = jnp.result_type(jnp.float32, *params.values())
 
@@ -114,6 +115,30 @@ def infer_input(module: Module, params: Leaves, batch: int, is_cell: bool) -> An
         jax.eval_shape(step, jax.ShapeDtypeStruct((batch, 1), dtype))
     except _Found as found:
         return found.args[0]
-    except Exception:  # whatever a made-up input breaks, only an example can tell the shape
-        return None
-    return None
+    except Exception:  # whatever a made-up input breaks, another width may not
+        pass
+    return _fitting(module, params, batch, is_cell, dtype)
+
+
+def _fitting(module: Module, params: Leaves, batch: int, is_cell: bool, dtype: Any) -> Any:
+    """The one width of x, among the parameters' axes and their differences, that a module takes.
+
+    One wider than all axes is tried too: a module that takes it takes any.
+    """
+    sizes = {size for leaf in params.values() for size in leaf.shape}
+    widths = sizes | {a - b for a in sizes for b in sizes if a > b} | {max(sizes, default=0) + 1}
+    found = []
+    for width in sorted(widths):
+        x = jax.ShapeDtypeStruct((batch, width), dtype)
+
+        def step(params: Leaves, x: Any) -> Any:
+            carry = [module.initialize_carry(x.shape)] if is_cell else []
+            return carry, module.apply(params, *carry, x)
+
+        try:
+            carry, out = jax.eval_shape(step, params, x)
+        except Exception:  # it does not fit
+            continue
+        kept = not is_cell or jax.tree.map(jnp.shape, carry[0]) == jax.tree.map(jnp.shape, out[0])
+        found += [x] if kept else []
+    return found[0] if len(found) == 1 else None

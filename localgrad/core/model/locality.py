@@ -23,6 +23,7 @@ from localgrad.core.model.synapses import (
     RECURRENT,
     Anatomy,
     dissect,
+    is_unit,
     record,
     respond_to,
 )
@@ -238,20 +239,10 @@ def require_units(cell: Anatomy, carry: Any, name: str, rule: str) -> None:
         )
 
 
-def require_layers(cell: Anatomy, name: str, rule: str) -> None:
-    """Raises for Flax's one cell without layers, for which there is another."""
-    if cell.module.name == "OptimizedLSTMCell" and not cell.sites:
-        raise ValueError(
-            f"{rule} cannot credit {name} ({cell.module.name}): it has no Dense layers to tap. Use "
-            "nn.LSTMCell: the same parameters load unchanged."
-        )
-
-
 def require_local(
     cell: Anatomy, params: Leaves, carry: Any, found: Findings, name: str, rule: str
 ) -> None:
     """Raises, by name, for what a rule that treats each unit by itself cannot credit."""
-    require_layers(cell, name, rule)
     where = f"{rule} cannot credit {name} ({cell.module.name})"
     way_out, units = WAY_OUT, jax.tree.leaves(carry)[0].shape[-1]
     paths = [site.layer.path for site in cell.sites]
@@ -278,13 +269,13 @@ def require_local(
                 f"{where}: {label} reaches other units than its own {_seen(leak)}, as under a "
                 f"normalisation over units. {way_out}"
             )
-    for path in cell.unowned_reach:
+    for path in [path for path in cell.unowned if path in cell.unowned_reach]:
         reaches = found.unowned.get(path, 0.0) > 0 or path in found.meetings.unowned
-        if reaches or not _is_unit(params[path], units):
+        if reaches or not is_unit(params[path], units):
             raise ValueError(
-                f"{where}: parameter {'/'.join(path)} of shape {params[path].shape} belongs to no "
-                f"layer that localgrad can see (one inside nn.jit, nn.remat or nn.WeightNorm is "
-                f"not) and is not one number a unit. {way_out}"
+                f"{where}: parameter {'/'.join(path)} of shape {params[path].shape} is neither a "
+                "weight of a linear map (a product with it in the step itself, in no while loop, "
+                f"branch, convolution or custom derivative) nor one number a unit. {way_out}"
             )
     if not found.carry <= 0 or found.meetings.carry:
         raise ValueError(
@@ -296,10 +287,6 @@ def require_local(
 
 def _seen(leak: Any) -> str:
     return "(in its program, if not at the points tried)" if leak <= 0 else f"(effect {leak:.2g})"
-
-
-def _is_unit(leaf: Any, units: int) -> bool:
-    return leaf.size == 1 or (leaf.size == units and leaf.shape[-1] == units)
 
 
 def _require_claimed(cell: Anatomy, params: Leaves, where: str, way_out: str) -> None:

@@ -67,7 +67,7 @@ class LinenModule:
         """Calls the module with `tap` supplying the drive of every synapse.
 
         A layer inside a lifted transform (`nn.jit`, `nn.remat`, `nn.WeightNorm`) is not tapped: it
-        is called with parameters, and on values, that are not ours to see.
+        is called with parameters, and on values, that are not ours to see (`virtual.py` sees them).
         """
         inside, root = False, None
 

@@ -98,6 +98,11 @@ def in_use(layer: Layer, leaves: Leaves, pre: jax.Array) -> jax.Array:
     return kernel * uses
 
 
+def is_unit(leaf: Any, units: int) -> bool:
+    """Whether a parameter is one number a unit, or one for all."""
+    return leaf.size == 1 or (leaf.size == units and leaf.shape[-1] == units)
+
+
 def dissect(module: Module, params: Leaves, carry: Any, x: Any) -> Anatomy:
     """Finds the synapses of a cell and classifies them.
 
