@@ -277,13 +277,13 @@ def _emits(label: str, module: Module, params: Leaves, x: Any) -> Any:
 def _settled(cell: Module, params: Leaves, x: Any, key: jax.Array) -> tuple[Any, Any]:
     """The initial carry in the dtype that the cell's step keeps, and the step's output."""
     _require_rank(cell, x)
-    carry = cell.initialize_carry(jax.tree.leaves(x)[0].shape, key)
+    carry = _begun(cell, jax.tree.leaves(x)[0].shape, key)
     _require_carry(cell, carry, jax.tree.leaves(x)[0].shape[0])
     for _ in range(3):
         try:
             new, y = jax.eval_shape(cell.apply, params, carry, x)
         except Exception as error:
-            raise impure(error, cell.name) or error from error
+            raise impure(error, cell.name) or _unrunnable(cell, carry, x, error) from error
         if jax.tree.structure(new) != jax.tree.structure(carry) or any(
             a.shape != b.shape
             for a, b in zip(jax.tree.leaves(new), jax.tree.leaves(carry), strict=True)
@@ -299,6 +299,28 @@ def _settled(cell: Module, params: Leaves, x: Any, key: jax.Array) -> tuple[Any,
         _require_used("the cell", cell, params, carry, x)
     require_apart(cell.name, cell, params, carry, x)
     return carry, y
+
+
+def _begun(cell: Module, shape: tuple[int, ...], key: jax.Array) -> Any:
+    """A cell's initial carry, or an error that names the cell."""
+    try:
+        return cell.initialize_carry(shape, key)
+    except Exception as error:
+        raise ValueError(
+            f"{cell.name}.initialize_carry fails for inputs of shape {shape}: {error} It is called "
+            "without parameters, as `cell.initialize_carry(key, input_shape)`, batch axis first. "
+            "Make a learned initial state a part of the step instead."
+        ) from error
+
+
+def _unrunnable(cell: Module, carry: Any, x: Any, error: Exception) -> ValueError:
+    shapes = jax.tree.map(jnp.shape, (carry, x))
+    return ValueError(
+        f"{cell.name} fails on a carry of shapes {shapes[0]} and an input of shape {shapes[1]}: "
+        f"{error} A cell takes B examples, batch axis first. One written for a single example "
+        "needs nn.vmap around it, with variable_axes={'params': None} and split_rngs={'params': "
+        "False}; and batch.inputs must be what it takes."
+    )
 
 
 def _require_used(label: str, module: Module, params: Leaves, *args: Any) -> None:
@@ -323,7 +345,8 @@ def _require_carry(cell: Module, carry: Any, batch: int) -> None:
         if leaf.ndim < 1 or leaf.shape[0] != batch:
             raise ValueError(
                 f"{cell.name} keeps a carry of shape {leaf.shape}; each array of it must begin "
-                f"with the batch axis, B = {batch}. Keep a counter as one number an example."
+                f"with the batch axis, B = {batch}. Keep a counter as one number an example; a cell "
+                "written for a single example needs nn.vmap around it."
             )
         if not jnp.issubdtype(leaf.dtype, jnp.inexact):
             raise ValueError(

@@ -236,7 +236,7 @@ def _biases(
     for eqn in jaxpr.eqns:
         terms = [lone(atom) for atom in eqn.invars]
         out = eqn.outvars[0]
-        if eqn.primitive.name in ("reshape", "squeeze") and terms[0]:
+        if eqn.primitive.name in ("reshape", "squeeze", "convert_element_type") and terms[0]:
             sums[out] = terms[0]
         if eqn.primitive.name not in ("add", "add_any") or not any(terms):
             continue
