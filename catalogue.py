@@ -14,16 +14,14 @@ import jax
 import localgrad
 
 TRAITS = {
-    "untapped": "Use nn.LSTMCell: the same parameters load unchanged",
     "gated": "Use localgrad.eprop",
     "bare": "readout.*Wrap it: localgrad.Network",
     "complex": "carry is complex128.* two real arrays",
     "paired": "Use feedback='symmetric'",
     "tuned": "lies in none .* Use localgrad.weight_perturbation",
 }
-"""What some rules refuse in a model, and a part of the message: no layer of its own a gate, a leak
-that depends on the data, no readout, a complex carry, two outputs a unit, parameters of the cell
-outside its layers."""
+"""What some rules refuse in a model, and a part of the message: a leak that depends on the data, no
+readout, a complex carry, two outputs a unit, parameters of the cell outside its layers."""
 
 TELLING = ("embed", "nnx_gru")
 """The models of the conformance table that a rule is tried on unless its row says otherwise: an
@@ -105,7 +103,7 @@ class Rule(NamedTuple):
         return next((TRAITS[trait] for trait in self.refuses if trait in traits), None)
 
 
-_LOCAL = ("untapped", "complex")
+_LOCAL = ("complex",)
 
 RULES: dict[str, Rule] = {
     "bptt": Rule(localgrad.bptt, "BPTT", "bptt", windowed=False, fast=True, models=None),
@@ -158,7 +156,7 @@ RULES: dict[str, Rule] = {
         "node perturbation",
         "bptt",
         {"scale": 1e-4},
-        ("untapped", "tuned"),
+        ("tuned",),
         keyed=True,
         random=True,
         models=("gru",),
@@ -168,7 +166,7 @@ RULES: dict[str, Rule] = {
         "node perturbation, exact readout",
         "bptt",
         {"scale": 1e-4, "samples": 2, "antithetic": True, "readout": "exact"},
-        ("untapped", "tuned", "bare"),
+        ("tuned", "bare"),
         keyed=True,
         random=True,
         models=(),
@@ -195,7 +193,7 @@ RULES: dict[str, Rule] = {
         "forward gradient, nodes",
         "bptt",
         {"over": "nodes"},
-        ("untapped", "tuned"),
+        ("tuned",),
         keyed=True,
         random=True,
         models=(),

@@ -143,6 +143,7 @@ def _absorb(
     examples, steps = require_batch(batch, None)
     stack = assemble(model, leaves, jax.tree.map(lambda a: a[:, 0], batch.inputs))
     _require_targets(stack, batch.targets, (examples, steps))
+    seen = stack.see(leaves)
     weight, total = weights_of(batch.mask, examples * steps)
     if washout:
         weight = _washed(washout, weight, batch)
@@ -152,7 +153,7 @@ def _absorb(
     def body(so_far: tuple, window: Window, opening: bool, closing: bool) -> tuple[tuple, None]:
         del opening, closing
         carries, factor = so_far
-        ran = run(stack, leaves, carries, window.inputs, window.reset)
+        ran = run(stack, seen, carries, window.inputs, window.reset)
         xs = regressors("fit_ridge", leaves, ran.tapes[-1].ys, factor.dtype)
         rows = jnp.concatenate([xs, window.targets.astype(xs.dtype)], axis=-1)
         if window.weight is not None:

@@ -73,7 +73,7 @@ def evaluate(
     weight, total = weights_of(batch.mask, size * steps)
     weight = None if weight is None else weight.T
     settle = _observation(as_module(model), leaves, targets, weight)
-    ran = run(stack, leaves, carries, inputs, reset, settle=settle)
+    ran = run(stack, stack.see(leaves), carries, inputs, reset, settle=settle)
     values = Objective(loss, jnp.ones_like(total)).values(ran.outputs, targets, weight)
     outputs = jax.tree.map(lambda a: jnp.moveaxis(a, 0, 1), ran.outputs)
     return values.sum() / total, outputs, stack.pack(ran.carries)

@@ -21,7 +21,7 @@ from localgrad.core.contract.room import Room
 from localgrad.core.contract.rule import NOTHING, Batch, LearningRule, Loss, Select
 from localgrad.core.contract.state import WithOutputs, require_like, require_own
 from localgrad.core.model.example import example_spec
-from localgrad.core.model.stack import Stack, assemble, parts
+from localgrad.core.model.stack import Stack, assemble, parts, seen_by_weights
 from localgrad.core.params import (
     Leaves,
     Path,
@@ -109,6 +109,8 @@ class Recipe(NamedTuple):
         advice: which rule takes less memory, if this one takes much.
         observes: whether it corrects the carries of models that look at their targets.
         lone: why its carry is no other rule's, so that it cannot be mixed; or empty.
+        by_synapse: whether it credits weights otherwise than other parameters, so that all weights
+            must be seen, in layers or not.
         fit: `state -> recipe`, the same rule for states of a size that only their `init` could
             tell; or None.
     """
@@ -129,6 +131,7 @@ class Recipe(NamedTuple):
     advice: str = ""
     observes: bool = False
     lone: str = ""
+    by_synapse: bool = False
     fit: Callable[[Any], Recipe] | None = None
 
 
@@ -253,12 +256,28 @@ def _spec(setup: Setup, leaves: Leaves, needed: bool) -> Any:
 def _stack(setup: Setup, params: Any, leaves: Leaves, x: Any) -> Stack:
     """The model taken apart for one step's input; raises for what the rule cannot credit."""
     stack = assemble(setup.model, leaves, x, setup.held_statistics)
+    if setup.recipe.by_synapse:
+        stack = seen_by_weights(stack, leaves)
+    try:
+        return _screened(setup, params, leaves, stack)
+    except ValueError as refusal:
+        if not setup.recipe.by_synapse:
+            raise
+        try:
+            return _screened(setup, params, leaves, seen_by_weights(stack, leaves, every=True))
+        except ValueError:
+            raise refusal from None
+
+
+def _screened(setup: Setup, params: Any, leaves: Leaves, stack: Stack) -> Stack:
+    """The stack, for those parameters that the rule is for."""
     if setup.select is not None:
         stack = stack.narrowed(setup.select(params))
-    setup.recipe.screen(stack, leaves)
+    seen = stack.see(leaves)
+    setup.recipe.screen(stack, seen)
     _require_credited(setup.recipe, stack, leaves)
     if setup.recipe.room is not None and setup.batch_size is not None:
-        setup.recipe.room.require(stack, leaves, setup.batch_size, episodic=False)
+        setup.recipe.room.require(stack, seen, setup.batch_size, episodic=False)
     return stack
 
 
@@ -266,7 +285,7 @@ def _require_credited(recipe: Recipe, stack: Stack, leaves: Leaves) -> None:
     """Raises if the rule was picked for parameters that it leaves as they are."""
     if stack.learning is None:
         return
-    credits = recipe.credits(stack, leaves)
+    credits = _credited(recipe, stack, leaves)
     idle = [path for path in leaves if path in stack.learning and credits[path] == NOTHING]
     if idle:
         raise ValueError(
@@ -275,13 +294,24 @@ def _require_credited(recipe: Recipe, stack: Stack, leaves: Leaves) -> None:
         )
 
 
+def _credited(recipe: Recipe, stack: Stack, leaves: Leaves) -> dict[Path, str]:
+    """How a rule credits each of the model's own parameters."""
+    found = recipe.credits(stack, stack.see(leaves))
+    ways = {path: [found[path]] if path in found else [] for path in leaves}
+    for path, origin in stack.origins.items():
+        for own in origin:
+            ways[own] += [found[path]] if found[path] not in ways[own] else []
+    return {path: "; ".join(each) for path, each in ways.items()}
+
+
 def _begun(setup: Setup, stack: Any, leaves: Leaves, x: Any) -> Any:
     """A state at the start of all."""
     recipe = setup.recipe
     state = recipe.state(jnp.zeros(()))
+    seen = leaves if stack is None else stack.see(leaves)
     if setup.streaming:
-        state = _at_start(recipe, state, stack, leaves, x)
-    prepared = {} if recipe.prepare is None else recipe.prepare(stack, leaves)
+        state = _at_start(recipe, state, stack, seen, x)
+    prepared = {} if recipe.prepare is None else recipe.prepare(stack, seen)
     return state._replace(**recipe.draw(leaves), **prepared)
 
 
@@ -298,7 +328,7 @@ def _credits(setup: Setup, params: Any) -> dict[Path, str]:
     """How the rule credits each parameter."""
     leaves = leaves_of(params)
     stack = _stack(setup, params, leaves, _spec(setup, leaves, needed=True))
-    credits = setup.recipe.credits(stack, leaves)
+    credits = _credited(setup.recipe, stack, leaves)
     for path in _beside_held(stack, leaves) if setup.held_statistics else ():
         credits[path] += ", statistics held"
     return credits
@@ -364,6 +394,7 @@ def _all_windows(
     own = jax.eval_shape(lambda: _begun(setup, stack, leaves, spec))
     require_like(recipe.name, state, own)
 
+    seen = stack.see(leaves)
     weight, total = weights_of(batch.mask, batch_axis * steps)
     one = jnp.ones_like(total)
     objective = Objective(setup.loss, one / total if setup.reduction == "mean" else one)
@@ -371,18 +402,18 @@ def _all_windows(
 
     def body(so_far: tuple, stretch: Window, opening: bool, closing: bool) -> tuple[tuple, Any]:
         work, grads, loss = so_far
-        frame = Frame(stack, leaves, objective, steps, share, opening, closing)
+        frame = Frame(stack, seen, objective, steps, share, opening, closing)
         work, found, shown = recipe.process(frame, work, stretch)
         found = {path: grad.astype(grads[path].dtype) for path, grad in found.items()}
         loss += shown.values.sum().astype(loss.dtype)
         return (work, added(grads, found), loss), shown.outputs if with_outputs else None
 
     alone = not setup.streaming
-    size = setup.window or recipe.default_window(stack, leaves, steps, alone)
+    size = setup.window or recipe.default_window(stack, seen, steps, alone)
     if recipe.room is not None and alone and size < steps:
-        recipe.room.require(stack, leaves, batch_axis, episodic=True)
-    work = _at_start(recipe, state, stack, leaves, x) if alone else state
-    grads = {path: jnp.zeros(leaf.shape, accumulator(leaf)) for path, leaf in leaves.items()}
+        recipe.room.require(stack, seen, batch_axis, episodic=True)
+    work = _at_start(recipe, state, stack, seen, x) if alone else state
+    grads = {path: jnp.zeros(leaf.shape, accumulator(leaf)) for path, leaf in seen.items()}
     (work, grads, loss), outputs = over_windows(
         body, (work, grads, jnp.zeros((), total.dtype)), batch, weight, min(size, steps), alone
     )
@@ -391,6 +422,7 @@ def _all_windows(
     state = (state if alone else work)._replace(
         **after, loss=(loss / total).astype(state.loss.dtype)
     )
+    grads = stack.gave(leaves, grads)
     updates = {path: grads[path].astype(leaf.dtype) for path, leaf in leaves.items()}
     updates = {p: u if stack.asks(p) else jnp.zeros_like(u) for p, u in updates.items()}
     return updates, state, outputs

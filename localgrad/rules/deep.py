@@ -238,6 +238,7 @@ def deep_eprop(
         finish=functools.partial(adapted, how.plasticity),
         default_window=window_of_rates(firing_rate, functools.partial(window_of, how.cut)),
         screen=functools.partial(_screen, how),
+        by_synapse=True,
         room=room,
         advice="localgrad.eprop keeps one number a parameter and stream, and credits lower layers "
         "through those above at the same time step only"

@@ -141,8 +141,11 @@ def eprop(
         e_t   = (dy_t/ds_t) eps_t
         update = sum_t L_t e_t                            L_t the learning signal
 
-    It works on any cell whose units touch each other through their recurrent layers only (all of
-    Flax's dense cells but the Linen `OptimizedLSTMCell`, which has no layers to tap).
+    It works on any cell whose units touch each other through their recurrent weights only (all of
+    Flax's dense cells among them). A synapse is a product with a parameter, in a Flax layer or bare
+    (`h @ w`), also where the parameter is masked, transposed, joined with others or normalised on
+    the way: the rule then works on what the step makes of the parameters, and its updates go back
+    to them by the chain rule.
 
     *Estimates* BPTT's gradient with every path through a recurrent synapse cut, except where it is
     the last; with `feedback="symmetric"` that is exact for the parameters' own unit, and exact BPTT
@@ -343,8 +346,13 @@ def snap(
 
     At order 1, R is i alone. `J_t[i, i]` holds the unit's own dynamics, as in `eprop`, and the
     unit's synapse onto itself: the diagonal of each recurrent kernel. In an LSTM that makes the
-    trace of h live. Higher orders are for sparse recurrent weights; dense ones reach every unit at
-    order 2, which is `rtrl`, and are refused.
+    trace of h live. Two things differ from the published mask, the entries of m that one step
+    fills. All of a unit's state is kept: of the weights of an LSTM's output gate, which fill h
+    alone, also what h's weight on itself makes of c a step later. And where one number serves all
+    units (a shared leak or gain), each unit's share of it counts as that unit's own parameter, and
+    the shares' credit is added up; the mask, which such a number fills, would keep what it does by
+    way of other units too. Higher orders are for sparse recurrent weights; dense ones reach every
+    unit at order 2, which is `rtrl`, and are refused.
 
     *Estimates* BPTT's gradient without the paths that leave R: biased, with no variance; exact
     where the recurrent kernels are diagonal, or R holds all that i ever reaches, and the feedback
@@ -442,6 +450,7 @@ def _recipe(how: _Local) -> Recipe:
         finish=functools.partial(adapted, how.plasticity),
         default_window=window_of_rates(how.firing_rate, functools.partial(default_window, how.cut)),
         screen=functools.partial(_screen, how),
+        by_synapse=True,
         fit=functools.partial(_fitted, how) if how.cut == SETS else None,
     )
 

@@ -13,7 +13,7 @@ from localgrad.core.contract.noise import beginning, drawn, require_key, step_ke
 from localgrad.core.contract.room import GIB, held_bytes, room_of
 from localgrad.core.contract.rule import LearningRule, Loss
 from localgrad.core.frame import Frame, Recipe, Window, outcome_of, windowed_rule
-from localgrad.core.model.locality import require_layers, require_real
+from localgrad.core.model.locality import require_real
 from localgrad.core.model.stack import Stack
 from localgrad.core.params import Leaves, Path, added
 from localgrad.core.passes import influence as exact
@@ -247,6 +247,7 @@ def _rule(
         draw=lambda params: beginning(options.key),
         default_window=lambda stack, params, steps, alone: even_window(steps, 16),
         screen=functools.partial(_screen, options),
+        by_synapse=True,
         room=room_of(
             functools.partial(_bytes, options),
             max_influence_bytes,
@@ -333,7 +334,6 @@ def _screen(options: Options, stack: Stack, params: Leaves) -> None:
     del params
     for level in stack.levels:
         cell, name = stack.cells[level], stack.name(level)
-        require_layers(cell, name, options.rule)
         require_real(cell, stack.initial[level], name, options.rule)
 
 

@@ -137,6 +137,7 @@ def mdgl(
         remember=_no_past,
         default_window=functools.partial(default_window, ONCE),
         screen=functools.partial(_screen, types),
+        by_synapse=True,
     )
     return windowed_rule(
         model,

@@ -96,7 +96,7 @@ MODELS: dict[str, Model] = {
     "gru": Model(_read(lambda: nn.GRUCell(N, **_stock)), ("gru",), ("gated",)),
     "lstm": Model(_read(lambda: nn.LSTMCell(N, **_stock)), ("lstm",), ("gated",)),
     "optimized_lstm": Model(
-        _read(lambda: nn.OptimizedLSTMCell(N, **_stock)), ("lstm",), ("gated", "untapped")
+        _read(lambda: nn.OptimizedLSTMCell(N, **_stock)), ("lstm",), ("gated",)
     ),
     "mgu": Model(_read(lambda: nn.MGUCell(N, **_stock)), ("mgu",), ("gated",)),
     "nnx_simple": Model(lambda: nnx.SimpleCell(IN, N, **_nnx()), ("nnx_simple",), ("bare",)),
@@ -168,7 +168,7 @@ def _refusal(case: Case) -> str | None:
     return RULES[case.rule].refusal(MODELS[case.model].traits)
 
 
-ALIKE = ("rate", "mgu", "nnx_simple", "nnx_lstm", "nnx_two", "two_rates", "rtu")
+ALIKE = ("rate", "optimized_lstm", "mgu", "nnx_simple", "nnx_lstm", "nnx_two", "two_rates", "rtu")
 """Models that are much like others; rules that are tried on all are so on these in slow tests."""
 
 

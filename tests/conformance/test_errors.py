@@ -106,6 +106,15 @@ class Coded(nn.Module):
         return nn.Dense(3, use_bias=False, name="i")(jax.nn.one_hot(x, 5))
 
 
+class AnyWidth(zoo.Cell):
+    """It takes inputs of any width."""
+
+    @nn.compact
+    def __call__(self, h, x):
+        h = zoo.leaky(h, self.layer("h")(h) + x.sum(-1, keepdims=True))
+        return h, h
+
+
 def test_a_stream_has_its_number_of_examples_and_its_example():
     for factory in (localgrad.bptt, localgrad.rtrl, localgrad.eprop, localgrad.readout_only):
         refused("holds B = 2 .* batch_size=3. .* batch_size=2", run, factory=factory, batch_size=3)
@@ -114,6 +123,7 @@ def test_a_stream_has_its_number_of_examples_and_its_example():
     coded = Network(NETWORK.cells, NETWORK.readout, encoder=Coded())
     params = {**params_of(NETWORK), "encoder": {"i": {"kernel": np.ones((5, 3))}}}
     refused(r"needs example=.*a\[0, 0\]", run, symbols, model=coded, params=params, batch_size=B)
+    refused("needs example=.* several widths", run, model=AnyWidth(), batch_size=B)
     wrong = {"batch_size": B, "example": np.ones(IN + 2)}
     refused(r"params do not fit GRUCell.*\(5, 4\).*\(3, 4\)", run, **wrong)
     other = {"batch_size": B, "example": np.ones(IN, np.float16)}

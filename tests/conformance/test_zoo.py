@@ -125,7 +125,7 @@ def at_once(rule, params, batch, updates, state):
 @pytest.mark.parametrize(
     "model",
     [cell(3) if name == "skip" else cell() for name, (cell, _) in zoo.LOCAL.items()]
-    + [cell() for cell in zoo.REFUSED],
+    + [cell() for cell in (*zoo.REFUSED, *zoo.UNSEEN)],
     ids=lambda model: type(model).__name__,
 )
 def test_exact_rules_are_exact_on_all(model, rule):

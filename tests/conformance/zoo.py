@@ -424,17 +424,16 @@ REFUSED = {
     Clipped: "outside any layer|reaches other units than its own",
     ResetsBefore: r"eprop cannot credit cell \(ResetsBefore\): layer hn is fed by another layer",
     Normed: r"layer i reaches other units than its own .* normalisation",
-    Twice: "layer w is called more than once a step",
     Mixed: "the state of one unit reaches another's outside any layer",
     Stacked: r"is fed by another layer .*localgrad\.Network",
-    Matrix: r"parameter kernel of shape \(4, 4\) belongs to no layer",
-    WeightNormed: r"parameter h/kernel of shape \(4, 4\) belongs to no layer .*nn\.WeightNorm",
-    Rematerialised: r"parameter h/kernel of shape \(4, 4\) belongs to no layer .*nn\.remat",
-    Jitted: r"parameter h/kernel of shape \(4, 4\) belongs to no layer .*nn\.jit",
     Tied: r"the parameters of layer e also work outside its own call, as with Embed\.attend",
     WithoutAutapses: r"the parameters of layer h also work outside its own call",
 }
 """Cells that local rules refuse, and a pattern of the message."""
+
+UNSEEN = (Matrix, WeightNormed, Rematerialised, Jitted, Twice)
+"""Cells with weights that no tap of a layer sees, or not all of; what local rules make of them is
+asked of the like in `kinds.py`."""
 
 
 class Counts(Cell):

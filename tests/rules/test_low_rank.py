@@ -3,7 +3,6 @@
 import functools
 
 import chex
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -197,8 +196,3 @@ def test_what_cannot_be_is_refused():
     rule = localgrad.ok(model, loss, rank=4, key=KEY, batch_size=1, max_influence_bytes=1000)
     with pytest.raises(ValueError, match=r"ok's influence.*max_influence_bytes.*localgrad\.uoro"):
         rule.init(params_of("c1"))
-    untapped = localgrad.Network((nn.OptimizedLSTMCell(4),), readout=nn.Dense(2))
-    carry = untapped.initialize_carry(KEY, (1, 3))
-    params = untapped.init(KEY, carry, jnp.ones((1, 3)))["params"]
-    with pytest.raises(ValueError, match=r"kf_rtrl cannot credit cells_0 .*Use nn\.LSTMCell"):
-        localgrad.kf_rtrl(untapped, loss, key=KEY, batch_size=1, example=jnp.ones(3)).init(params)

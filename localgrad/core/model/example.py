@@ -52,9 +52,9 @@ def example_spec(
     if spec is None and needed:
         raise ValueError(
             f"{rule} needs example=..., one time step's inputs without the batch axis, such as "
-            "jax.tree.map(lambda a: a[0, 0], batch.inputs): the parameters do not tell their "
-            "shape, as no Dense or Embed layer takes them as they are, or joined to the carry. (If "
-            "one should, check that the params are this model's.)"
+            "jax.tree.map(lambda a: a[0, 0], batch.inputs): no Dense or Embed layer takes them as "
+            "they are, or joined to the carry, and the parameters fit inputs of several widths or "
+            "of none. (If one should, check that the params are this model's.)"
         )
     return spec
 
@@ -149,18 +149,26 @@ def infer_input(module: Module, params: Leaves, batch: int, is_cell: bool) -> An
 
 
 def _fitting(cell: _Cell) -> Any:
-    """The one input with which the module runs, if its size is the rows of a parameter."""
-    sizes = {leaf.shape[0] for leaf in cell.params.values() if leaf.ndim > 1}
-    (found,) = (spec for spec in map(cell.spec, sizes) if _runs(cell, spec))
+    """The one width of x, among the parameters' axes and their differences, that a module takes.
+
+    One wider than all axes is tried too: a module that takes it takes any.
+    """
+    sizes = {size for leaf in cell.params.values() for size in leaf.shape}
+    widths = sizes | {a - b for a in sizes for b in sizes if a > b} | {max(sizes, default=0) + 1}
+    (found,) = (spec for spec in map(cell.spec, sorted(widths)) if _runs(cell, spec))
     return found
 
 
 def _runs(cell: _Cell, x: Any) -> bool:
+    def step(params: Leaves, x: Any) -> Any:
+        carry = [cell.module.initialize_carry(x.shape)] if cell.is_cell else []
+        return carry, cell.module.apply(params, *carry, x)
+
     try:
-        jax.eval_shape(cell.module.apply, cell.params, *cell.carry(), x)
-    except Exception:
+        carry, out = jax.eval_shape(step, cell.params, x)
+    except Exception:  # it does not fit
         return False
-    return True
+    return not cell.is_cell or jax.tree.map(jnp.shape, carry[0]) == jax.tree.map(jnp.shape, out[0])
 
 
 def _told(cell: _Cell) -> Any:

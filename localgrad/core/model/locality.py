@@ -24,6 +24,7 @@ from localgrad.core.model.synapses import (
     RECURRENT,
     Anatomy,
     dissect,
+    is_unit,
     record,
     respond_to,
 )
@@ -61,6 +62,7 @@ class Findings(NamedTuple):
         unowned: for each parameter outside synapses, the same as for drives.
         pres: for each synapse, the effect of each unit's carry on each entry of pre, [N, R].
         meetings: what the program itself shows.
+        outside: whether the cell gives NaN at all points tried.
     """
 
     fidelity: Any
@@ -70,6 +72,7 @@ class Findings(NamedTuple):
     unowned: dict[Path, Any]
     pres: list[Any]
     meetings: Meetings
+    outside: bool
 
 
 def tried(cell: Anatomy, params: Leaves, carry: Any, x: Any) -> Findings:
@@ -87,8 +90,59 @@ def _findings(module: Module, leaves: tuple, shapes: tuple, treedef: Any) -> Fin
         treedef, [draw.values((POINTS, *shape), dtype) for shape, dtype in shapes]
     )
     cell = dissect(module, params, carry, x)
-    found = apart(functools.partial(_trial, cell), params, carry, x)
-    return Findings(**jax.tree.map(np.asarray, found), meetings=_meetings(cell, params, carry, x))
+    trial = functools.partial(_trial, cell)
+    found = jax.tree.map(np.asarray, apart(trial, params, carry, x, _drawn_drives(cell)))
+    if outside := _has_nan(found):
+        carry, x = _admissible(module, carry, x)
+        drives = apart(functools.partial(_own_drives, cell), params, carry, x)
+        found = jax.tree.map(np.asarray, apart(trial, params, carry, x, drives))
+        outside = _has_nan(found)
+    return Findings(**found, meetings=_meetings(cell, params, carry, x), outside=outside)
+
+
+def _has_nan(found: Any) -> bool:
+    return any(np.isnan(a).any() for a in jax.tree.leaves(found))
+
+
+def _drawn_drives(cell: Anatomy) -> list:
+    draw = Draws()
+    return [draw.values(site.drive.shape, site.drive.dtype) for site in cell.sites]
+
+
+def _own_drives(cell: Anatomy, params: Leaves, carry: Any, x: Any) -> list:
+    """What each synapse gives at these points."""
+    drives = []
+
+    def respond(i: int, layer: Any, pre: Any) -> jax.Array:
+        drives.append(layer.apply(under(params, layer.path), pre))
+        return drives[i]
+
+    respond_to(cell.module, params, carry, x, respond)
+    return drives
+
+
+def _admissible(module: Module, carry: Any, x: Any) -> tuple[Any, Any]:
+    """Points in a cell's domain, if any are: states above its initial ones, inputs in 0 .. 1.
+
+    So a square root or a logarithm of a state has a value, if it has one where sequences begin.
+    """
+    draw = np.random.default_rng(1)
+    with jax.ensure_compile_time_eval():
+        start = jax.tree.map(
+            lambda a, like: np.asarray(a, like.dtype),
+            module.initialize_carry(jax.tree.leaves(x)[0].shape),
+            carry,
+        )
+
+    def beside(a: np.ndarray, size: float) -> np.ndarray:
+        if not jnp.issubdtype(a.dtype, jnp.inexact):
+            return a
+        return (a + size * draw.uniform(0.1, 0.9, a.shape)).astype(a.dtype)
+
+    return (
+        jax.tree.map(lambda a: beside(a, 0.2), start),
+        jax.tree.map(lambda a: beside(np.zeros_like(a), 1.0), x),
+    )
 
 
 def _meetings(cell: Anatomy, params: Leaves, carry: Any, x: Any) -> Meetings:
@@ -129,9 +183,8 @@ def _unit_labels(shape: tuple[int, ...], units: int) -> np.ndarray | None:
     return np.broadcast_to(np.arange(shape[-1]) % units, shape) if is_labelled else None
 
 
-def _trial(cell: Anatomy, params: Leaves, carry: Any, x: Any) -> dict[str, Any]:
-    draw, module = Draws(), cell.module
-    drives = [draw.values(site.drive.shape, site.drive.dtype) for site in cell.sites]
+def _trial(cell: Anatomy, params: Leaves, carry: Any, x: Any, drives: list) -> dict[str, Any]:
+    module = cell.module
     unowned = {path: params[path] for path in cell.unowned}
 
     def plain_step(i: int, layer: Any, pre: Any) -> jax.Array:
@@ -205,7 +258,15 @@ def _felt(received: Any, carry: Any, i: int, units: int) -> jax.Array:
 
 
 def require_fidelity(cell: Anatomy, found: Findings, name: str) -> None:
-    """Raises if the tapped cell computes something else than the cell itself."""
+    """Raises if the tapped cell computes something else than the cell itself, or nothing."""
+    if found.outside:
+        raise ValueError(
+            f"{name} ({cell.module.name}) gives NaN at the points where it is tried, which lie "
+            "outside of its domain, as for a square root or a logarithm of a negative state: at "
+            "random ones, and at states above its initial carry with inputs between 0 and 1. Let "
+            "initialize_carry give states at which the step has a value and a derivative, or keep "
+            "what is under the root from leaving its domain (jnp.maximum(h, 1e-6))."
+        )
     if not found.fidelity <= 1e-3:
         raise ValueError(
             f"{name} ({cell.module.name}) computes something else when its layers are called by "
@@ -243,20 +304,10 @@ def require_units(cell: Anatomy, carry: Any, name: str, rule: str) -> None:
         )
 
 
-def require_layers(cell: Anatomy, name: str, rule: str) -> None:
-    """Raises for Flax's one cell without layers, for which there is another."""
-    if cell.module.name == "OptimizedLSTMCell" and not cell.sites:
-        raise ValueError(
-            f"{rule} cannot credit {name} ({cell.module.name}): it has no Dense layers to tap. Use "
-            "nn.LSTMCell: the same parameters load unchanged."
-        )
-
-
 def require_local(
     cell: Anatomy, params: Leaves, carry: Any, found: Findings, name: str, rule: str
 ) -> None:
     """Raises, by name, for what a rule that treats each unit by itself cannot credit."""
-    require_layers(cell, name, rule)
     where = f"{rule} cannot credit {name} ({cell.module.name})"
     way_out, units = WAY_OUT, jax.tree.leaves(carry)[0].shape[-1]
     hold = WAY_OUT if cell.module.held_statistics else HOLD
@@ -290,13 +341,13 @@ def require_local(
                 f"{where}: {label} reaches other units than its own {_seen(leak)}, as under a "
                 f"normalisation over units. {hold}"
             )
-    for path in cell.unowned_reach:
+    for path in [path for path in cell.unowned if path in cell.unowned_reach]:
         reaches = found.unowned.get(path, 0.0) > 0 or path in found.meetings.unowned
-        if reaches or not _is_unit(params[path], units):
+        if reaches or not is_unit(params[path], units):
             raise ValueError(
-                f"{where}: parameter {'/'.join(path)} of shape {params[path].shape} belongs to no "
-                f"layer that localgrad can see (one inside nn.jit, nn.remat or nn.WeightNorm is "
-                f"not) and is not one number a unit. {hold}"
+                f"{where}: parameter {'/'.join(path)} of shape {params[path].shape} is neither a "
+                "weight of a linear map (a product with it in the step itself, in no while loop, "
+                f"branch, convolution or custom derivative) nor one number a unit. {hold}"
             )
     if not found.carry <= 0 or found.meetings.carry:
         raise ValueError(
@@ -308,11 +359,6 @@ def require_local(
 
 def _seen(leak: Any) -> str:
     return "(in its program, if not at the points tried)" if leak <= 0 else f"(effect {leak:.2g})"
-
-
-def _is_unit(leaf: Any, units: int) -> bool:
-    """Whether a parameter is one number for all units, or some for each, as a layer's columns."""
-    return leaf.size == 1 or (leaf.size == leaf.shape[-1] and leaf.size % units == 0)
 
 
 def _require_claimed(cell: Anatomy, params: Leaves, where: str, way_out: str) -> None:

@@ -94,7 +94,7 @@ class LinenModule:
         """Calls the module with `tap` supplying the drive of every synapse.
 
         A layer inside a lifted transform (`nn.jit`, `nn.remat`, `nn.WeightNorm`) is not tapped: it
-        is called with parameters, and on values, that are not ours to see.
+        is called with parameters, and on values, that are not ours to see (`virtual.py` sees them).
         """
         inside, root = False, None
 
@@ -167,6 +167,15 @@ class TiedModule:
     def apply(self, params: Leaves, *args: Any) -> Any:
         """Calls the module."""
         return self.module.apply(params, *args)
+
+    @property
+    def held_statistics(self) -> bool:
+        """Whether the statistics of normalisations carry no credit."""
+        return self.module.held_statistics
+
+    def normalises(self, params: Leaves, *args: Any) -> bool:
+        """Whether a call runs a normalisation."""
+        return self.module.normalises(params, *args)
 
     def initialize_carry(self, shape: tuple[int, ...], key: jax.Array | None = None) -> Any:
         """The initial carry for inputs of this shape, batch axis first."""

@@ -85,17 +85,16 @@ def _by_layer(mask: Any, stack: Stack) -> dict[Path, Any]:
     ]
     if not isinstance(mask, Mapping):
         return dict.fromkeys(layers, mask)
+    named = {"/".join(path): path for path in layers}
     given = {
-        tuple("/".join(path).removesuffix("/kernel").split("/")): leaf
-        for path, leaf in flatten(mask)[0].items()
+        "/".join(path).removesuffix("/kernel"): leaf for path, leaf in flatten(mask)[0].items()
     }
-    if set(given) != set(layers):
-        wanted, found = (sorted("/".join(path) for path in at) for at in (layers, given))
+    if given.keys() != named.keys():
         raise ValueError(
-            f"mask must name the model's recurrent layers, {wanted}; got {found}. A single array "
-            "stands for all of them."
+            f"mask must name the model's recurrent layers, {sorted(named)}; got {sorted(given)}. A "
+            "single array stands for all of them."
         )
-    return given
+    return {named[name]: leaf for name, leaf in given.items()}
 
 
 def _weights(path: Path, layer: Layer, leaves: Leaves) -> np.ndarray:

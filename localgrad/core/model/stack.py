@@ -20,9 +20,10 @@ from localgrad.core.model.modules import (
 )
 from localgrad.core.model.network import Network
 from localgrad.core.model.nnx_network import NNXStack
-from localgrad.core.model.synapses import Anatomy, dissect
+from localgrad.core.model.synapses import Anatomy, dissect, is_unit
+from localgrad.core.model.virtual import VirtualModule, virtual
 from localgrad.core.ownership.reach import dependencies
-from localgrad.core.params import Leaves, Path, under
+from localgrad.core.params import Leaves, Path, placed, under
 
 
 class Stack(NamedTuple):
@@ -57,11 +58,58 @@ class Stack(NamedTuple):
         return self.learning is None or any(path[: len(head)] == head for path in self.learning)
 
     def narrowed(self, learning: frozenset[Path]) -> Stack:
-        """The same for a rule that is for these parameters alone."""
-        stack = self._replace(learning=learning)
+        """The same for a rule that is for these parameters alone, or what is made of them."""
+        made = {path for path, origin in self.origins.items() if learning.intersection(origin)}
+        stack = self._replace(learning=learning | made)
         if stack.encoder is None or stack.asks(("encoder",)):
             return stack
         return stack._replace(encoder=HeldModule(stack.encoder))
+
+    @property
+    def by_weights(self) -> list[tuple[Path, VirtualModule]]:
+        """The cells that are seen by their weights, and where their parameters lie."""
+        modules = [cell.module for cell in self.cells]
+        each = zip(self.prefixes, modules, strict=True)
+        return [(prefix, module) for prefix, module in each if isinstance(module, VirtualModule)]
+
+    @property
+    def origins(self) -> dict[Path, list[Path]]:
+        """The parameters of which each virtual leaf of its cells is made."""
+        return {
+            prefix + path: [prefix + own for own in origin]
+            for prefix, module in self.by_weights
+            for path, origin in module.origins().items()
+        }
+
+    def see(self, params: Leaves) -> Leaves:
+        """What its cells take for parameters: of those seen by their weights, the virtual leaves.
+
+        Args:
+            params: the model's own; shapes suffice.
+
+        Returns:
+            The leaves that the cells' anatomies speak of.
+        """
+        if not self.by_weights:
+            return params
+        if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in params.values()):
+            return jax.eval_shape(self._seen, params)
+        return self._seen(params)
+
+    def _seen(self, params: Leaves) -> Leaves:
+        found = dict(params)
+        for prefix, module in self.by_weights:
+            own = under(params, prefix)
+            found = {path: v for path, v in found.items() if path not in placed(own, prefix)}
+            found |= placed(module.see(own), prefix)
+        return found
+
+    def gave(self, params: Leaves, grads: Leaves) -> Leaves:
+        """Gradients of what `see` gives as gradients of the parameters themselves."""
+        if not self.by_weights:
+            return grads
+        seen, pull = jax.vjp(self._seen, params)
+        return pull({path: grads[path].astype(leaf.dtype) for path, leaf in seen.items()})[0]
 
     @property
     def levels(self) -> range:
@@ -77,11 +125,19 @@ class Stack(NamedTuple):
 
     def pack(self, carries: Any) -> Any:
         """The cells' carries as the model's own carry."""
-        return carries[0] if self.prefixes[0] == () else tuple(carries)
+        own = tuple(
+            cell.module.own_carry(carry) if isinstance(cell.module, VirtualModule) else carry
+            for cell, carry in zip(self.cells, carries, strict=True)
+        )
+        return own[0] if self.prefixes[0] == () else own
 
     def unpack(self, carry: Any) -> tuple[Any, ...]:
         """The model's own carry as the cells' carries."""
-        return (carry,) if self.prefixes[0] == () else tuple(carry)
+        each = (carry,) if self.prefixes[0] == () else tuple(carry)
+        return tuple(
+            cell.module.units.split(own) if isinstance(cell.module, VirtualModule) else own
+            for cell, own in zip(self.cells, each, strict=True)
+        )
 
 
 def parts(model: Any) -> tuple[Module | None, list[Module], list[Path], Module | None]:
@@ -143,7 +199,8 @@ def assemble(model: Any, params: Leaves, x: Any, held_statistics: bool = False) 
     for cell, prefix, key in zip(cells, prefixes, keys, strict=True):
         own = under(params, prefix)
         carry, z_next = _settled(cell, own, z, key if prefix else jax.random.key(0))
-        anatomies.append(dissect(cell, own, carry, z))
+        anatomy, carry = _taken_apart(cell, own, carry, z)
+        anatomies.append(anatomy)
         initial.append(carry)
         fed.append(z)
         z = z_next
@@ -157,6 +214,50 @@ def assemble(model: Any, params: Leaves, x: Any, held_statistics: bool = False) 
         tuple(fed),
         outputs,
     )
+
+
+def _taken_apart(cell: Module, params: Leaves, carry: Any, x: Any) -> tuple[Anatomy, Any]:
+    """A cell by its layers; by its weights, where its layers cannot be told. And its carry."""
+    try:
+        return dissect(cell, params, carry, x), carry
+    except ValueError as refusal:
+        try:
+            return _by_weights(virtual(cell, params, carry, x), params, carry, x)
+        except ValueError:
+            raise refusal from None
+
+
+def _by_weights(module: Any, params: Leaves, carry: Any, x: Any) -> tuple[Anatomy, Any]:
+    carry = module.units.split(carry)
+    return dissect(module, jax.eval_shape(module.see, params), carry, x), carry
+
+
+def seen_by_weights(stack: Stack, params: Leaves, *, every: bool = False) -> Stack:
+    """The same model with cells seen by their weights.
+
+    Args:
+        stack: the model, taken apart.
+        params: its parameters; shapes suffice.
+        every: all cells, not only those with parameters that no layer holds and that are weights,
+            or more than one number a unit.
+
+    Returns:
+        The stack, the same if there is no such cell.
+    """
+    cells, initial = list(stack.cells), list(stack.initial)
+    for level, prefix in enumerate(stack.prefixes):
+        cell, own = cells[level], under(params, prefix)
+        if isinstance(cell.module, VirtualModule) or not (every or cell.unowned):
+            continue
+        at = own, initial[level], stack.fed[level]
+        module = virtual(cell.module, *at)
+        if (
+            every
+            or module.weighs(cell.unowned)
+            or not all(is_unit(own[path], module.units.count) for path in cell.unowned_reach)
+        ):
+            cells[level], initial[level] = _by_weights(module, *at)
+    return stack._replace(cells=tuple(cells), initial=tuple(initial))
 
 
 def _ends(encoder: Any, readout: Any) -> list[tuple[str, Any]]:
@@ -182,13 +283,13 @@ def _emits(label: str, module: Module, params: Leaves, x: Any) -> Any:
 def _settled(cell: Module, params: Leaves, x: Any, key: jax.Array) -> tuple[Any, Any]:
     """The initial carry in the dtype that the cell's step keeps, and the step's output."""
     _require_rank(cell, x)
-    carry = cell.initialize_carry(jax.tree.leaves(x)[0].shape, key)
+    carry = _begun(cell, jax.tree.leaves(x)[0].shape, key)
     _require_carry(cell, carry, jax.tree.leaves(x)[0].shape[0])
     for _ in range(3):
         try:
             new, y = jax.eval_shape(cell.apply, params, carry, x)
         except Exception as error:
-            raise impure(error, cell.name) or error from error
+            raise impure(error, cell.name) or _unrunnable(cell, carry, x, error) from error
         if jax.tree.structure(new) != jax.tree.structure(carry) or any(
             a.shape != b.shape
             for a, b in zip(jax.tree.leaves(new), jax.tree.leaves(carry), strict=True)
@@ -204,6 +305,28 @@ def _settled(cell: Module, params: Leaves, x: Any, key: jax.Array) -> tuple[Any,
         _require_used("the cell", cell, params, carry, x)
     require_apart(cell.name, cell, params, carry, x)
     return carry, y
+
+
+def _begun(cell: Module, shape: tuple[int, ...], key: jax.Array) -> Any:
+    """A cell's initial carry, or an error that names the cell."""
+    try:
+        return cell.initialize_carry(shape, key)
+    except Exception as error:
+        raise ValueError(
+            f"{cell.name}.initialize_carry fails for inputs of shape {shape}: {error} It is called "
+            "without parameters, as `cell.initialize_carry(key, input_shape)`, batch axis first. "
+            "Make a learned initial state a part of the step instead."
+        ) from error
+
+
+def _unrunnable(cell: Module, carry: Any, x: Any, error: Exception) -> ValueError:
+    shapes = jax.tree.map(jnp.shape, (carry, x))
+    return ValueError(
+        f"{cell.name} fails on a carry of shapes {shapes[0]} and an input of shape {shapes[1]}: "
+        f"{error} A cell takes B examples, batch axis first. One written for a single example "
+        "needs nn.vmap around it, with variable_axes={'params': None} and split_rngs={'params': "
+        "False}; and batch.inputs must be what it takes."
+    )
 
 
 def _require_used(label: str, module: Module, params: Leaves, *args: Any) -> None:
@@ -228,7 +351,8 @@ def _require_carry(cell: Module, carry: Any, batch: int) -> None:
         if leaf.ndim < 1 or leaf.shape[0] != batch:
             raise ValueError(
                 f"{cell.name} keeps a carry of shape {leaf.shape}; each array of it must begin "
-                f"with the batch axis, B = {batch}. Keep a counter as one number an example."
+                f"with the batch axis, B = {batch}. Keep a counter as one number an example; a "
+                "cell written for a single example needs nn.vmap around it."
             )
         if not jnp.issubdtype(leaf.dtype, jnp.inexact):
             raise ValueError(

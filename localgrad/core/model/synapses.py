@@ -98,6 +98,11 @@ def in_use(layer: Layer, leaves: Leaves, pre: jax.Array) -> jax.Array:
     return kernel * uses
 
 
+def is_unit(leaf: Any, units: int) -> bool:
+    """Whether a parameter is one number for all units, or some for each, as a layer's columns."""
+    return leaf.size == 1 or (leaf.size == leaf.shape[-1] and leaf.size % units == 0)
+
+
 def dissect(module: Module, params: Leaves, carry: Any, x: Any) -> Anatomy:
     """Finds the synapses of a cell and classifies them.
 

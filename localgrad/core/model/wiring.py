@@ -123,6 +123,9 @@ def _sums(jaxpr: Any, drives: int) -> list[int]:
         kinds: list[Any] = [v.aval for v in [*terms, *eqn.outvars]]
         alike = {(kind.shape, kind.dtype) for kind in kinds}
         lone = all(v in held and used[v] == 1 for v in terms)
+        if eqn.primitive.name in ("reshape", "broadcast_in_dim") and len(terms) == 1 and lone:
+            if kinds[0].size == kinds[1].size:
+                held[eqn.outvars[0]] = held[terms[0]]
         if eqn.primitive.name not in ("add", "add_any") or len(terms) < 2 or len(alike) > 1:
             continue
         if lone:

@@ -99,6 +99,7 @@ def recipe_of(options: Options, told: dict[str, Any]) -> Recipe:
         draw=lambda params: beginning(options.key),
         default_window=even_windows,
         screen=lambda stack, params: require_reached(options.rule, options.exact_readout, stack),
+        by_synapse=True,
     )
 
 

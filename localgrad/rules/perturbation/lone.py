@@ -80,6 +80,7 @@ def recipe_of(options: Options, told: dict[str, Any]) -> Recipe:
         default_window=even_windows,
         finish=_finished,
         screen=lambda stack, params: require_reached(options.rule, False, stack),
+        by_synapse=True,
         lone='with baseline="running_mean" the network itself is noisy. Use baseline="clean".',
     )
 

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 
 import jax.numpy as jnp
 
-from localgrad.core.model.locality import require_layers
 from localgrad.core.model.stack import Stack
 from localgrad.core.model.synapses import OUTPUT
 from localgrad.core.params import Leaves, Path, accumulator
@@ -40,7 +39,6 @@ def require_reached(rule: str, exact_readout: bool, stack: Stack) -> None:
     """Raises for parameters of cells that no noise enters by, and for no readout to be exact."""
     for level in stack.levels:
         cell, name = stack.cells[level], stack.name(level)
-        require_layers(cell, name, rule)
         unowned = [path for path in cell.unowned if stack.asks(stack.prefixes[level] + path)]
         if unowned:
             _refuse(rule, f"{name} ({cell.module.name})", unowned[0])

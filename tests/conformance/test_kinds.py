@@ -1,0 +1,180 @@
+"""Cells of every kind that people write, held to oracles written into the cells themselves."""
+
+import functools
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+import localgrad
+from tests.conformance import oracles
+from tests.conformance.kinds import CUT, DIAGONAL, IN, KINDS, WHOLE, Cell, N, Vanilla
+from tests.conformance.table import plain as plain_numbers
+
+B, T = 2, 7
+RULES = {"eprop": (localgrad.eprop, CUT), "snap": (localgrad.snap, DIAGONAL)}
+close = functools.partial(chex.assert_trees_all_close, rtol=1e-10, atol=1e-10)
+
+
+def model_of(name, how=WHOLE):
+    """A cell of this kind, as rules take it, and its parameters."""
+    cell = KINDS[name].make(how)
+    if isinstance(cell, nnx.Module):
+        return localgrad.from_nnx(cell)
+    x = jnp.ones((B, IN))
+    carry = cell.initialize_carry(jax.random.key(0), x.shape)
+    return cell, jax.jit(cell.init)(jax.random.key(0), carry, x)["params"]
+
+
+@functools.cache
+def problem(name):
+    """The cell, parameters of which none is zero, and a batch."""
+    model, params = model_of(name)
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda a: jnp.asarray(a + 0.3 * rng.normal(size=a.shape)), params)
+    inputs = jnp.asarray(rng.normal(size=(B, T, IN)))
+    step, start = oracles.runner(model)
+    _, y = jax.eval_shape(step, params, start(inputs[:, 0]), inputs[:, 0])
+    return (
+        model,
+        params,
+        localgrad.Batch(inputs, jnp.asarray(rng.normal(size=(B, T, *y.shape[1:])))),
+    )
+
+
+def expected(name, how):
+    """The gradient of the cell that stops what a rule does not credit."""
+    _, params, batch = problem(name)
+    model, own = model_of(name, how)
+    own = jax.tree.unflatten(jax.tree.structure(own), jax.tree.leaves(params))
+    found = jax.jit(functools.partial(oracles.bptt, model))(own, oracles.steps_of(batch))
+    return jax.tree.unflatten(jax.tree.structure(params), jax.tree.leaves(found))
+
+
+def updates(factory, name, **options):
+    """The updates of one call."""
+    model, params, batch = problem(name)
+    rule = factory(model, optax.l2_loss, reduction="sum", **options)
+    return rule(params, rule.init(params), batch)[0]
+
+
+TAKEN = [name for name, kind in KINDS.items() if not kind.refusal]
+REFUSED = [name for name, kind in KINDS.items() if kind.refusal]
+TELLING = {
+    "eprop": ("slstm", "interleaved", "traces", "tied"),
+    "snap": ("interleaved", "heads", "twice"),
+}
+"""What is asked of them always: gates in heads and unit by unit, memories of another shape, weights
+that work twice. The others are slow tests."""
+
+
+def pairs(names):
+    """Kinds and rules as pytest takes them."""
+    return [
+        pytest.param(name, rule, marks=() if name in TELLING[rule] else pytest.mark.slow)
+        for name in names
+        for rule in RULES
+    ]
+
+
+@pytest.mark.parametrize(("name", "rule"), pairs(TAKEN))
+def test_local_rules_take(name, rule):
+    factory, how = RULES[rule]
+    close(updates(factory, name, window=3), expected(name, how))
+
+
+def test_the_oracles_tell_the_rules_apart():
+    whole, cut, diagonal = (expected("vanilla", how) for how in (WHOLE, CUT, DIAGONAL))
+    for a, b in ((whole, cut), (cut, diagonal), (diagonal, whole)):
+        assert np.abs(a["u"] - b["u"]).max() > 1e-3
+
+
+@pytest.mark.parametrize("rule", ["eprop", pytest.param("snap", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", REFUSED)
+def test_local_rules_refuse_where_units_meet(name, rule):
+    with pytest.raises(ValueError, match=f"(?s){rule} cannot credit cell .*{KINDS[name].refusal}"):
+        updates(RULES[rule][0], name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("factory", [localgrad.bptt, localgrad.rtrl])
+@pytest.mark.parametrize("name", KINDS)
+def test_exact_rules_take_all(name, factory):
+    close(updates(factory, name), expected(name, WHOLE))
+
+
+# ------------------------------------------------------------------------------------------------
+# Both ways: the same numbers, whether Flax layers hold the weights or nobody does.
+
+
+class Layered(Cell):
+    """The equations of `Vanilla` in Flax layers."""
+
+    @nn.compact
+    def __call__(self, h, x):
+        fed = nn.Dense(N, name="w")(x) + nn.Dense(N, use_bias=False, name="u")(h)
+        h = 0.5 * h + 0.5 * jnp.tanh(fed)
+        return h, h
+
+
+def layered(tree):
+    """Parameters of `Vanilla` as those of `Layered`."""
+    return {"w": {"kernel": tree["w"], "bias": tree["b"]}, "u": {"kernel": tree["u"]}}
+
+
+def lstm(tree):
+    """The same for a stock LSTM, whose parameters both cells share."""
+    return tree
+
+
+RING = np.eye(N) + np.eye(N, k=1)
+WAYS = {
+    "eprop": localgrad.eprop,
+    "rflo": functools.partial(localgrad.rflo, feedback="symmetric"),
+    "snap": functools.partial(localgrad.snap, order=2, mask=RING),
+    "mdgl": localgrad.mdgl,
+    "deep_eprop": localgrad.deep_eprop,
+    "kf_rtrl": functools.partial(localgrad.kf_rtrl, key=jax.random.key(3)),
+    "ok": functools.partial(localgrad.ok, rank=2, key=jax.random.key(3)),
+    "node_perturbation": functools.partial(localgrad.node_perturbation, key=jax.random.key(3)),
+}
+FEW = ("eprop", "kf_rtrl")
+
+
+def rule_and_params(factory, model, params):
+    """A streaming rule, twice called on one batch: its updates and its state."""
+    rng = np.random.default_rng(0)
+    batch = localgrad.Batch(*(jnp.asarray(rng.normal(size=(B, T, size))) for size in (IN, N)))
+    rule = factory(model, optax.l2_loss, batch_size=B, window=3)
+    _, state = rule(params, rule.init(params), batch)
+    return rule(params, state, batch)
+
+
+@pytest.mark.parametrize(
+    "name", [n if n in FEW else pytest.param(n, marks=pytest.mark.slow) for n in WAYS]
+)
+@pytest.mark.parametrize(
+    ("plain", "bare", "to_plain"),
+    [
+        (Layered, Vanilla, layered),
+        pytest.param(nn.LSTMCell, nn.OptimizedLSTMCell, lstm, marks=pytest.mark.slow),
+    ],
+    ids=["vanilla", "lstm"],
+)
+def test_a_weight_is_a_weight_whoever_holds_it(name, plain, bare, to_plain):
+    if bare is nn.OptimizedLSTMCell and name in ("rflo", "node_perturbation"):
+        pytest.skip("gated cells are not for it; or noise is drawn a layer")
+    options = {"param_dtype": float} if bare is nn.OptimizedLSTMCell else {}
+    models = [make(features=N, **options) for make in (plain, bare)]
+    carry = models[1].initialize_carry(jax.random.key(0), (B, IN))
+    params = models[1].init(jax.random.key(0), carry, jnp.ones((B, IN)))["params"]
+    one = rule_and_params(WAYS[name], models[0], to_plain(params))
+    other = rule_and_params(WAYS[name], models[1], params)
+    close(to_plain(other[0]), one[0])
+    if bare is Vanilla:
+        close(plain_numbers(other[1]), plain_numbers(one[1]))
