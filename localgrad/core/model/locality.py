@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from localgrad.core.model.modules import Module
+from localgrad.core.model.statistics import NAMES
 from localgrad.core.model.synapses import (
     CHAINED,
     OUTPUT,
@@ -121,7 +122,7 @@ def _own_drives(cell: Anatomy, params: Leaves, carry: Any, x: Any) -> list:
 
 
 def _admissible(module: Module, carry: Any, x: Any) -> tuple[Any, Any]:
-    """Points that lie in a cell's domain if any do: states above its initial ones, inputs in 0 .. 1.
+    """Points in a cell's domain, if any are: states above its initial ones, inputs in 0 .. 1.
 
     So a square root or a logarithm of a state has a value, if it has one where sequences begin.
     """
@@ -275,6 +276,10 @@ def require_fidelity(cell: Anatomy, found: Findings, name: str) -> None:
 
 
 WAY_OUT = "Use an exact rule (bptt, tbptt, rtrl) or another cell."
+HOLD = (
+    f"If {NAMES} joins its units, held_statistics=True leaves the credit of its statistics out, "
+    "with a bias. Else use an exact rule (bptt, tbptt, rtrl) or another cell."
+)
 
 
 def require_real(cell: Anatomy, carry: Any, name: str, rule: str) -> None:
@@ -305,6 +310,7 @@ def require_local(
     """Raises, by name, for what a rule that treats each unit by itself cannot credit."""
     where = f"{rule} cannot credit {name} ({cell.module.name})"
     way_out, units = WAY_OUT, jax.tree.leaves(carry)[0].shape[-1]
+    hold = WAY_OUT if cell.module.held_statistics else HOLD
     paths = [site.layer.path for site in cell.sites]
     for site, leak, meets in zip(cell.sites, found.drives, found.meetings.drives, strict=True):
         label = f"layer {'/'.join(site.layer.path)}"
@@ -327,7 +333,7 @@ def require_local(
         if site.role != OUTPUT and (not leak <= 0 or meets):
             raise ValueError(
                 f"{where}: {label} reaches other units than its own {_seen(leak)}, as under a "
-                f"normalisation over units. {way_out}"
+                f"normalisation over units. {hold}"
             )
     for path in [path for path in cell.unowned if path in cell.unowned_reach]:
         reaches = found.unowned.get(path, 0.0) > 0 or path in found.meetings.unowned
@@ -335,12 +341,12 @@ def require_local(
             raise ValueError(
                 f"{where}: parameter {'/'.join(path)} of shape {params[path].shape} is neither a "
                 "weight of a linear map (a product with it in the step itself, in no while loop, "
-                f"branch, convolution or custom derivative) nor one number a unit. {way_out}"
+                f"branch, convolution or custom derivative) nor of one unit at a time. {hold}"
             )
     if not found.carry <= 0 or found.meetings.carry:
         raise ValueError(
             f"{where}: the state of one unit reaches another's outside any layer "
-            f"{_seen(found.carry)}. {way_out}"
+            f"{_seen(found.carry)}. {hold}"
         )
     _require_claimed(cell, params, where, way_out)
 

@@ -28,7 +28,8 @@ class Network(nn.RNNCellBase):
         encoder: a Linen module from the input to the first cell's input, or None.
 
     Raises:
-        ValueError: if a cell is listed twice, is no cell, or there is none.
+        ValueError: if a cell is listed twice, is no cell, or there is none, and if one layer is
+            both encoder and readout.
 
     Example:
         >>> import flax.linen as nn, jax, jax.numpy as jnp, localgrad
@@ -58,9 +59,9 @@ class Network(nn.RNNCellBase):
         for module in given:
             if not isinstance(module, nn.Module):
                 raise ValueError(
-                    f"a Network is made of Linen modules; got {type(module).__name__}. For NNX, "
-                    "write one module whose step holds the cell and the layers around it, and "
-                    "pass it through localgrad.from_nnx."
+                    f"a Network is made of Linen modules; got {type(module).__name__}. Stack NNX "
+                    "modules by model, params = localgrad.from_nnx(localgrad.NNXNetwork([cell], "
+                    "readout=..., encoder=...))."
                 )
         for cell in self.cells:
             if not hasattr(cell, "initialize_carry"):
@@ -68,18 +69,22 @@ class Network(nn.RNNCellBase):
                     f"cells holds {type(cell).__name__}, which has no initialize_carry: put layers "
                     "without a carry into readout or encoder."
                 )
-            try:
-                cell.num_feature_axes
-            except (AttributeError, NotImplementedError):
+            if not _tells_axes(cell):
                 raise ValueError(
                     f"cells holds {type(cell).__name__}, which has no num_feature_axes: how many "
                     "axes of its input are features. Give it the property, as nn.RNNCellBase "
                     "asks for: `num_feature_axes = property(lambda self: 1)`."
-                ) from None
+                )
         if len({id(cell) for cell in self.cells}) < len(self.cells):
             raise ValueError(
                 "cells holds the same cell object twice, so Flax would share its parameters. "
                 "Make one object a layer: Network(cells=(nn.GRUCell(8), nn.GRUCell(8)))."
+            )
+        if self.encoder is not None and self.encoder is self.readout:
+            raise ValueError(
+                f"encoder and readout are the same {type(self.readout).__name__} object, of which "
+                "Flax would keep one set of parameters. Make one object each. To tie them, write "
+                "a cell that holds the layer and uses it twice: bptt, tbptt and rtrl take it."
             )
         super().__post_init__()
 
@@ -112,3 +117,10 @@ class Network(nn.RNNCellBase):
         if self.encoder is None:
             return self.cells[0].num_feature_axes
         return 0 if isinstance(self.encoder, nn.Embed) else 1
+
+
+def _tells_axes(cell: Any) -> bool:
+    try:
+        return hasattr(cell, "num_feature_axes")
+    except NotImplementedError:  # what nn.RNNCellBase itself raises
+        return False

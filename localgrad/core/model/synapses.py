@@ -99,8 +99,8 @@ def in_use(layer: Layer, leaves: Leaves, pre: jax.Array) -> jax.Array:
 
 
 def is_unit(leaf: Any, units: int) -> bool:
-    """Whether a parameter is one number a unit, or one for all."""
-    return leaf.size == 1 or (leaf.size == units and leaf.shape[-1] == units)
+    """Whether a parameter is one number for all units, or some for each, as a layer's columns."""
+    return leaf.size == 1 or (leaf.size == leaf.shape[-1] and leaf.size % units == 0)
 
 
 def dissect(module: Module, params: Leaves, carry: Any, x: Any) -> Anatomy:
