@@ -168,7 +168,16 @@ def _refusal(case: Case) -> str | None:
     return RULES[case.rule].refusal(MODELS[case.model].traits)
 
 
-ALIKE = ("rate", "optimized_lstm", "mgu", "nnx_simple", "nnx_lstm", "nnx_two", "two_rates", "rtu")
+ALIKE = (
+    "rate",
+    "optimized_lstm",
+    "mgu",
+    "nnx_simple",
+    "nnx_lstm",
+    "nnx_two",
+    "two_rates",
+    "rtu",
+)
 """Models that are much like others; rules that are tried on all are so on these in slow tests."""
 
 

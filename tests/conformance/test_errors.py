@@ -480,3 +480,61 @@ def test_an_episode_of_one_step_is_asked_about():
     stream = localgrad.readout_only(NETWORK, optax.l2_loss, batch_size=B)
     stream(params, stream.init(params), first)
     rule(params, rule.init(params), first._replace(reset=np.ones((B, 1), bool)))
+
+
+class Root(zoo.Cell):
+    """The square root of a state that is positive where sequences begin."""
+
+    below: float = 0.0
+
+    @nn.compact
+    def __call__(self, h, x):
+        drive = self.layer("i")(x) + self.layer("h")(h)
+        h = 0.5 * jnp.sqrt(h - self.below) + jax.nn.sigmoid(drive)
+        return h, h
+
+
+def test_a_trial_stays_in_a_cells_domain_or_says_that_it_cannot():
+    batch = Batch(BATCH.inputs, np.ones((B, T, N)))
+    params = {"i": {"kernel": np.ones((IN, N))}, "h": {"kernel": np.ones((N, N))}}
+    jax.eval_shape(lambda: run(batch, model=Root(), params=params))
+    refused(
+        "outside of its domain.*initialize_carry", run, batch, model=Root(below=5.0), params=params
+    )
+
+
+class Alone(nn.Module):
+    """Written for one example, and does not say how many axes its input has."""
+
+    @nn.compact
+    def __call__(self, h, x):
+        w, u = (self.param(name, nn.initializers.ones, (N, size)) for name, size in SIZES)
+        h = jnp.tanh(w @ x + u @ h)
+        return h, h
+
+    def initialize_carry(self, rng, input_shape):
+        return jnp.zeros((*input_shape[:-1], N))
+
+
+SIZES = (("w", IN), ("u", N))
+
+
+class Begins(zoo.Cell):
+    """Its initial state is a parameter."""
+
+    def setup(self):
+        self.start = self.param("start", nn.initializers.ones, (N,))
+
+    def __call__(self, h, x):
+        return h, h
+
+    def initialize_carry(self, rng, input_shape):
+        return jnp.broadcast_to(self.start, (*input_shape[:-1], N))
+
+
+def test_what_a_cell_lacks_is_told_by_its_name():
+    refused("Alone, which has no num_feature_axes.*property", Network, (Alone(),))
+    params = {name: np.ones((N, size)) for name, size in SIZES}
+    refused("Alone fails on a carry .* nn.vmap around it", run, model=Alone(), params=params)
+    start = {"start": np.ones(N)}
+    refused("Begins.initialize_carry fails .*without parameters", run, model=Begins(), params=start)

@@ -13,7 +13,18 @@ from flax import nnx
 
 import localgrad
 from tests.conformance import oracles
-from tests.conformance.kinds import CUT, DIAGONAL, IN, KINDS, WHOLE, Cell, N, Vanilla
+from tests.conformance.kinds import (
+    CUT,
+    DIAGONAL,
+    IN,
+    KINDS,
+    WHOLE,
+    Cell,
+    Interleaved,
+    N,
+    Traces,
+    Vanilla,
+)
 from tests.conformance.table import plain as plain_numbers
 
 B, T = 2, 7
@@ -178,3 +189,61 @@ def test_a_weight_is_a_weight_whoever_holds_it(name, plain, bare, to_plain):
     close(to_plain(other[0]), one[0])
     if bare is Vanilla:
         close(plain_numbers(other[1]), plain_numbers(one[1]))
+
+
+# ------------------------------------------------------------------------------------------------
+# What else works with cells that are seen by their weights.
+
+
+def read(*cells, **ends):
+    """A network of these cells, its parameters and a batch, in float32."""
+    model = localgrad.Network(cells, readout=nn.Dense(2), **ends)
+    rng = np.random.default_rng(0)
+    inputs, targets = (rng.normal(size=(B, T, size)).astype(np.float32) for size in (IN, 2))
+    carry = model.initialize_carry(jax.random.key(0), (B, IN))
+    params = model.init(jax.random.key(0), carry, inputs[:, 0])["params"]
+    return model, params, localgrad.Batch(jnp.asarray(inputs), jnp.asarray(targets))
+
+
+def test_groups_of_bare_parameters_learn_by_rules_of_their_own():
+    model, params, batch = read(Vanilla())
+    local = localgrad.eprop(model, optax.l2_loss)
+    rules = {
+        "noise": localgrad.node_perturbation(model, optax.l2_loss, key=jax.random.key(1)),
+        "local": local,
+    }
+    labels = {"cells_0": {"w": "noise", "u": "local", "b": "local"}, "readout": "local"}
+    found, _ = (rule := localgrad.mix(rules, labels))(params, rule.init(params), batch)
+    wanted, _ = local(params, local.init(params), batch)
+    for name in ("u", "b"):
+        chex.assert_trees_all_close(found["cells_0"][name], wanted["cells_0"][name], rtol=1e-6)
+    gap = np.abs(found["cells_0"]["w"] - wanted["cells_0"]["w"])
+    assert gap.max() > 1e-3
+    lines = localgrad.summary(rule, params).splitlines()
+    assert any(line.startswith("cells_0/u ") and "local: own unit's past" in line for line in lines)
+
+
+@pytest.mark.slow
+def test_bare_parameters_in_half_precision_keep_their_dtype():
+    model, params, batch = read(Interleaved(), nn.GRUCell(3))
+    rule = localgrad.eprop(model, optax.l2_loss, batch_size=B)
+    half = jax.tree.map(lambda a: a.astype(jnp.bfloat16), (params, batch))
+    wanted, _ = rule(params, rule.init(params), batch)
+    found, state = rule(half[0], rule.init(half[0]), half[1])
+    assert {leaf.dtype for leaf in jax.tree.leaves(found)} == {jnp.dtype(jnp.bfloat16)}
+    assert {leaf.dtype for leaf in jax.tree.leaves(state.eligibility)} == {jnp.dtype(jnp.float32)}
+    assert localgrad.compare(found, wanted)["cells_0"].cosine > 0.999
+
+
+@pytest.mark.slow
+def test_a_stream_keeps_the_carry_that_the_cell_itself_has():
+    model, params, batch = read(Traces())
+    rule = localgrad.eprop(model, optax.l2_loss, batch_size=B)
+    _, state = rule(params, rule.init(params), batch)  # nobody told it how wide inputs are
+    loss, _, carry = localgrad.evaluate(model, optax.l2_loss, params, batch)
+    chex.assert_trees_all_close((state.loss, state.carry), (loss, carry), atol=1e-6)
+    fresh = localgrad.reset_state(state).carry
+    chex.assert_trees_all_close(fresh, model.initialize_carry(jax.random.key(0), (B, IN)))
+    tx = optax.chain(rule, optax.adam(1e-3))
+    learn = jax.jit(lambda p, s: localgrad.learn(tx, p, s, batch, chunk=1))
+    assert learn(params, tx.init(params))[2].shape == (T,)

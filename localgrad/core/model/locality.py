@@ -347,7 +347,7 @@ def require_local(
             raise ValueError(
                 f"{where}: parameter {'/'.join(path)} of shape {params[path].shape} is neither a "
                 "weight of a linear map (a product with it in the step itself, in no while loop, "
-                f"branch, convolution or custom derivative) nor one number a unit. {hold}"
+                f"branch, convolution or custom derivative) nor of one unit at a time. {hold}"
             )
     if not found.carry <= 0 or found.meetings.carry:
         raise ValueError(

@@ -69,14 +69,12 @@ class Network(nn.RNNCellBase):
                     f"cells holds {type(cell).__name__}, which has no initialize_carry: put layers "
                     "without a carry into readout or encoder."
                 )
-            try:
-                _ = cell.num_feature_axes
-            except (AttributeError, NotImplementedError):
+            if not _tells_axes(cell):
                 raise ValueError(
                     f"cells holds {type(cell).__name__}, which has no num_feature_axes: how many "
                     "axes of its input are features. Give it the property, as nn.RNNCellBase "
                     "asks for: `num_feature_axes = property(lambda self: 1)`."
-                ) from None
+                )
         if len({id(cell) for cell in self.cells}) < len(self.cells):
             raise ValueError(
                 "cells holds the same cell object twice, so Flax would share its parameters. "
@@ -119,3 +117,10 @@ class Network(nn.RNNCellBase):
         if self.encoder is None:
             return self.cells[0].num_feature_axes
         return 0 if isinstance(self.encoder, nn.Embed) else 1
+
+
+def _tells_axes(cell: Any) -> bool:
+    try:
+        return hasattr(cell, "num_feature_axes")
+    except NotImplementedError:  # what nn.RNNCellBase itself raises
+        return False

@@ -57,6 +57,20 @@ class VirtualModule:
         return self.inner.name
 
     @property
+    def kind(self) -> type:
+        """The class of the cell."""
+        return self.inner.kind
+
+    @property
+    def held_statistics(self) -> bool:
+        """Whether the statistics of its normalisations carry no credit."""
+        return self.inner.held_statistics
+
+    def normalises(self, params: Leaves, carry: Any, x: Any) -> bool:
+        """Whether the cell calls a normalisation; `params` are real, and shapes suffice."""
+        return self.inner.normalises(params, jax.eval_shape(self.own_carry, carry), x)
+
+    @property
     def observes(self) -> bool:
         """Whether it corrects its carry by what it is shown after a step."""
         return self.inner.observes
@@ -93,7 +107,7 @@ class VirtualModule:
                 bias = known[product.bias].reshape(-1)
                 found[*product.head, "bias"] = bias if order is None else bias[order]
         for head, var in self.weights.parts.items():
-            found |= self._parted(head, known[var])
+            found[head] = self._parted(head, known[var])
         return found
 
     def origins(self) -> dict[Path, tuple[Path, ...]]:
@@ -104,7 +118,7 @@ class VirtualModule:
             if product.bias is not None:
                 found[*product.head, "bias"] = made[product.bias]
         for head, var in self.weights.parts.items():
-            found |= dict.fromkeys(self._paths(head), made[var])
+            found[head] = made[var]
         return found
 
     def weighs(self, paths: Iterable[Path]) -> bool:
@@ -112,24 +126,18 @@ class VirtualModule:
         made = [self.weights.made[product.source] for product in self.weights.products]
         return bool(set().union(*made).intersection(paths))
 
-    def _parted(self, head: Path, value: jax.Array) -> Leaves:
-        """A part as leaves (N,), one for each number that a unit has; or as it is."""
-        paths, order = self._paths(head), self.orders.get(head)
-        if len(paths) == 1 and value.size != self.units.count:
-            return {paths[0]: value}
-        flat = value.reshape(-1) if order is None else value.reshape(-1)[order]
-        return dict(zip(paths, flat.reshape(len(paths), self.units.count), strict=True))
+    def _parted(self, head: Path, value: jax.Array) -> jax.Array:
+        """A part as a leaf (G N,), G numbers for each unit as in a layer's columns; or as it is."""
+        order = self.orders.get(head)
+        if value.size % self.units.count or value.size == 1:
+            return value
+        return value.reshape(-1) if order is None else value.reshape(-1)[order]
 
-    def _paths(self, head: Path) -> list[Path]:
-        size, units = self.weights.parts[head].aval.size, self.units.count
-        each = size // units if size % units == 0 else 1
-        return [head] if each < 2 or units < 2 else [(*head, str(g)) for g in range(each)]
-
-    def _whole(self, head: Path, leaves: Leaves) -> jax.Array:
+    def _whole(self, head: Path, leaf: jax.Array) -> jax.Array:
         """The inverse of `_parted`."""
-        aval, order = self.weights.parts[head].aval, self.orders.get(head)
-        flat = jnp.concatenate([leaves[path].reshape(-1) for path in self._paths(head)])
-        return (flat if order is None else flat[np.argsort(order)]).reshape(aval.shape)
+        order = self.orders.get(head)
+        leaf = leaf if order is None else leaf[np.argsort(order)]
+        return leaf.reshape(self.weights.parts[head].aval.shape)
 
     def apply(self, params: Leaves, *args: Any) -> Any:
         """Calls the cell."""
@@ -146,7 +154,7 @@ class VirtualModule:
         """
         carry, x, jaxpr = self.own_carry(args[0]), args[1], self.program.closed.jaxpr
         batch = len(jax.tree.leaves(carry)[0])
-        parts = {var: self._whole(head, params) for head, var in self.weights.parts.items()}
+        parts = {var: self._whole(head, params[head]) for head, var in self.weights.parts.items()}
         still = dict(zip(jaxpr.constvars, self.program.closed.consts, strict=True)) | parts
         moving = [jnp.expand_dims(a, 1) for a in jax.tree.leaves((carry, x))]
         known = {var: (value, False) for var, value in still.items()}
@@ -245,7 +253,6 @@ def _orders(draft: VirtualModule, params: Leaves, carry: Any, x: Any) -> dict[Pa
     seen = jax.eval_shape(draft.see, params)
     heads = [product.head for product in draft.weights.products]
     drives = [jnp.zeros((1, p.width), p.eqn.outvars[0].aval.dtype) for p in draft.weights.products]
-    wide = {head: draft._paths(head) for head in draft.weights.parts}
     given = (drives, seen)
 
     def step(given: tuple, carry: Any, x: Any) -> list:
@@ -258,13 +265,12 @@ def _orders(draft: VirtualModule, params: Leaves, carry: Any, x: Any) -> dict[Pa
     flat, treedef = jax.tree.flatten(given)
     rest = [None] * (len(program.in_avals) - len(flat))
 
-    def meet(labels: dict[Path, np.ndarray], head: Path) -> bool:
+    def meet(labels: np.ndarray, head: Path) -> bool:
         here: Any = ([None] * len(drives), dict.fromkeys(seen))
         if head in heads:
-            here[0][heads.index(head)] = labels[head][None]
+            here[0][heads.index(head)] = labels[None]
         else:
-            size = len(wide[head])
-            here[1].update(zip(wide[head], labels[head].reshape(size, -1), strict=True))
+            here[1][head] = labels.reshape(seen[head].shape)
         seeds = jax.tree.leaves(here, is_leaf=lambda a: a is None)
         found = owners_of(program, [*seeds, *rest], credit=True)
         return any(strays(owners, np.arange(units)) for owners in found)
@@ -276,7 +282,7 @@ def _orders(draft: VirtualModule, params: Leaves, carry: Any, x: Any) -> dict[Pa
         if size % units or size == 0 or units < 2:
             continue
         for k, owner in enumerate(layouts(size, units)):
-            if not meet({head: owner}, head):
+            if not meet(owner, head):
                 if k:
                     orders[head] = np.argsort(owner, kind="stable").reshape(units, -1).T.ravel()
                 break
