@@ -146,6 +146,13 @@ RULES: dict[str, Rule] = {
         models=("embed", "two_rates", "simple"),
     ),
     "tbptt": Rule(localgrad.tbptt, "TBPTT({horizon})", "tbptt", {"horizon": 3}),
+    "tbptt_stride": Rule(
+        localgrad.tbptt,
+        "TBPTT({horizon}), every {stride}",
+        "strided",
+        {"horizon": 2, "stride": 4},
+        models=("embed",),
+    ),
     "node_perturbation": Rule(
         localgrad.node_perturbation,
         "node perturbation",

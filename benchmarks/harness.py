@@ -125,7 +125,7 @@ class Plan(NamedTuple):
     batch: int = 16
     scaled_rules: Sequence[str] = tuple(row.public_name for row in catalogue.RULES.values())
     scaled_units: Sequence[int] = (32, 64, 128, 256, 512)
-    scaled_steps: tuple[int, int] = (100, 16)
+    scaled_steps: tuple[int, int] = (100, 8)
     aligned_units: Sequence[int] = (256, 1000)
     aligned_width: int = 128
     aligned_depths: Sequence[int] = (1, 2, 4, 8, 16, 32)

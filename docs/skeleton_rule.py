@@ -70,7 +70,7 @@ def _process(frame: Frame, state: ImmediateState, window: Window) -> tuple:
     if frame.stack.encoder is not None:
         grads |= seen.ran.encode(row(q_x, 0))
     carry = frame.stack.pack(seen.ran.carries)
-    return state._replace(carry=carry), seen.grads | grads, seen.values
+    return state._replace(carry=carry), seen.grads | grads, seen.shown
 
 
 def _visit(at: Level, q_y: Any) -> tuple[Leaves, None, Any]:

@@ -51,7 +51,7 @@ class RuleChoice(NamedTuple):
 
     def label(self, settings: Settings) -> str:
         """Its name in tables and figures."""
-        return self.row.label.format(**self.own(settings)) + self.suffix
+        return self.row.label.format(**self.row.settings | self.own(settings)) + self.suffix
 
     def make(
         self, model: Any, loss: Loss, settings: Settings, key: jax.Array

@@ -16,13 +16,13 @@ from localgrad.cells.trace_unit import RTUCell
 from localgrad.combine import mix
 from localgrad.core.contract.rule import Batch, LearningRule
 from localgrad.core.model.decorrelation import Decorrelation
-from localgrad.core.model.modules import from_nnx
 from localgrad.core.model.network import Network
+from localgrad.core.model.nnx_network import NNXNetwork, from_nnx
 from localgrad.core.passes.rates import FiringRate
 from localgrad.diagnostics import Alignment, compare, summary
 from localgrad.losses import binary_cross_entropy, categorical_cross_entropy
 from localgrad.ridge import fit_ridge
-from localgrad.rules.backprop import bptt, tbptt
+from localgrad.rules.backprop import bptt
 from localgrad.rules.decorrelation import decorrelation, label_decorrelation
 from localgrad.rules.deep import deep_eprop
 from localgrad.rules.eligibility import eprop, rflo, snap
@@ -36,6 +36,7 @@ from localgrad.rules.perturbation.nodes import activity_perturbation, node_pertu
 from localgrad.rules.perturbation.weights import pes, weight_perturbation
 from localgrad.rules.readout import readout_only
 from localgrad.rules.synthetic import dni
+from localgrad.rules.truncated import tbptt
 from localgrad.rules.uoro import uoro
 from localgrad.train import evaluate, learn, reset_state
 
@@ -56,6 +57,7 @@ __all__ = [
     "LRUCell",
     "LeakyCell",
     "LearningRule",
+    "NNXNetwork",
     "Network",
     "PTNCN",
     "RTUCell",

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from localgrad.core.contract.checks import positive_integer, require_updates
 from localgrad.core.contract.rule import Batch, LearningRule, Select
-from localgrad.core.contract.state import Member, as_member, require_own
+from localgrad.core.contract.state import Member, WithOutputs, as_member, require_own
 
 
 class AverageState(NamedTuple):
@@ -89,7 +89,7 @@ def average(rule: LearningRule, *, samples: int) -> LearningRule:
             f"same updates in all {samples} samples. Use {rule.name} alone, or one such as "
             "localgrad.uoro."
         )
-    advance = jax.jit(functools.partial(_advance, rule))
+    advance = jax.jit(functools.partial(_advance, rule), static_argnums=3)
     settings = {name: rule.settings[name] for name in ("model", "loss")}
     settings |= {"rule": rule.name, "samples": samples} | rule.settings
     return LearningRule(
@@ -130,27 +130,32 @@ def _update(
     params: Any = None,
     *,
     batch: Batch | None = None,
+    with_outputs: bool = False,
     **extra: Any,
-) -> tuple[Any, AverageState]:
+) -> tuple[Any, Any]:
     """Optax's side of a call."""
     del extra
     require_updates("average", updates, params)
     require_own("average", state, AverageState, batch_size)
-    return advance(params, state, batch)
+    return advance(params, state, batch, with_outputs)
 
 
 def _advance(
-    rule: LearningRule, params: Any, state: AverageState, batch: Batch | None
-) -> tuple[Any, AverageState]:
+    rule: LearningRule, params: Any, state: AverageState, batch: Batch | None, with_outputs: bool
+) -> tuple[Any, Any]:
     """One call of every copy, all from the same carry."""
     common = {"loss": state.loss, "carry": state.carry, "initial_carry": state.initial_carry}
 
     def one(copy: Any) -> tuple[Any, Any, Any]:
-        updates, after = rule.update(None, copy._replace(**common), params, batch=batch)
-        return updates, (after.loss, after.carry, after.initial_carry), _without(after)
+        own = copy._replace(**common)
+        updates, after = rule.update(None, own, params, batch=batch, with_outputs=with_outputs)
+        after, outputs = after if with_outputs else (after, None)
+        alike = (after.loss, after.carry, after.initial_carry, outputs)
+        return updates, alike, _without(after)
 
-    # Loss and carry depend on no draw, which `out_axes=None` has JAX make sure of.
-    updates, after, copies = jax.vmap(one, out_axes=(0, None, 0))(state.copies.state)
-    loss, carry, initial_carry = after
+    # Loss, carry and outputs depend on no draw, which `out_axes=None` has JAX make sure of.
+    updates, alike, copies = jax.vmap(one, out_axes=(0, None, 0))(state.copies.state)
+    loss, carry, initial_carry, outputs = alike
     mean = jax.tree.map(lambda a: a.mean(0), updates)
-    return mean, AverageState(loss, carry, initial_carry, as_member(copies))
+    state = AverageState(loss, carry, initial_carry, as_member(copies))
+    return mean, WithOutputs(state, outputs) if with_outputs else state

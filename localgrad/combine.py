@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from localgrad.core.contract.checks import require_updates
 from localgrad.core.contract.rule import Batch, LearningRule, Select
-from localgrad.core.contract.state import Member, as_member, require_own
+from localgrad.core.contract.state import Member, WithOutputs, as_member, require_own
 from localgrad.core.params import Path, flatten, leaves_of
 
 Labels = Any
@@ -98,7 +98,7 @@ def mix(rules: Mapping[str, LearningRule], labels: Labels) -> LearningRule:
     told = functools.reduce(lambda a, b: {**b, **a}, [rule.settings for rule in rules.values()])
     shared = {name: told[name] for name in ("model", "loss")}
     common = {name: told[name] for name in ("batch_size", "reduction") if name in told}
-    advance = jax.jit(functools.partial(_advance, narrowed))
+    advance = jax.jit(functools.partial(_advance, narrowed), static_argnums=3)
     return LearningRule(
         functools.partial(_init, narrowed),
         functools.partial(_update, advance, told["batch_size"]),
@@ -207,29 +207,41 @@ def _update(
     params: Any = None,
     *,
     batch: Batch | None = None,
+    with_outputs: bool = False,
     **extra: Any,
-) -> tuple[Any, MixState]:
+) -> tuple[Any, Any]:
     """Optax's side of a call."""
     del extra
     require_updates("mix", updates, params)
     require_own("mix", state, MixState, batch_size)
-    return advance(params, state, batch)
+    return advance(params, state, batch, with_outputs)
 
 
 def _advance(
-    rules: dict[str, LearningRule], params: Any, state: MixState, batch: Batch | None
-) -> tuple[Any, MixState]:
-    """One call of every rule, each from the same carry."""
+    rules: dict[str, LearningRule],
+    params: Any,
+    state: MixState,
+    batch: Batch | None,
+    with_outputs: bool,
+) -> tuple[Any, Any]:
+    """One call of every rule, each from the same carry; the outputs are the first one's."""
     common = {"loss": state.loss, "carry": state.carry, "initial_carry": state.initial_carry}
     updates, states = {}, {}
     for label, rule in rules.items():
         own = state.members[label].state._replace(**common)
-        updates[label], states[label] = rule.update(None, own, params, batch=batch)
+        updates[label], states[label] = rule.update(
+            None, own, params, batch=batch, with_outputs=with_outputs
+        )
+    outputs = None
+    if with_outputs:
+        outputs = next(iter(states.values())).outputs
+        states = {label: found.state for label, found in states.items()}
     first = next(iter(states.values()))
     members = {label: _without(own) for label, own in states.items()}
     # Each rule gives zeros outside of its group.
     total = functools.reduce(lambda a, b: jax.tree.map(jnp.add, a, b), updates.values())
-    return total, MixState(first.loss, first.carry, first.initial_carry, members)
+    state = MixState(first.loss, first.carry, first.initial_carry, members)
+    return total, WithOutputs(state, outputs) if with_outputs else state
 
 
 def _credits(rules: dict[str, LearningRule], labels: Labels, params: Any) -> dict[Path, str]:

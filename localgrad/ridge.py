@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from localgrad.core.contract.checks import require_batch
+from localgrad.core.contract.checks import is_integer, require_batch
 from localgrad.core.contract.objective import weights_of
 from localgrad.core.contract.rule import Batch
 from localgrad.core.frame import Window, over_windows
@@ -51,7 +51,8 @@ def fit_ridge(
     kept, and not their correlations, which in float32 would lose half of the digits.
 
     Args:
-        model: a `localgrad.Network` whose readout is an `nn.Dense`.
+        model: a `localgrad.Network` whose readout is an `nn.Dense`, or a `localgrad.NNXNetwork`,
+            through `localgrad.from_nnx`, whose readout is an `nnx.Linear`.
         params: its parameters; what they hold for the readout does not matter.
         batches: a `Batch`, or an iterable of some, gone through once; targets [B, T, O] floating.
         ridge: what a squared weight counts, > 0; the squared error of one step and example
@@ -63,7 +64,7 @@ def fit_ridge(
         The parameters with another readout.
 
     Raises:
-        ValueError: if the model has no readout or another one than an `nn.Dense`, `ridge` is not
+        ValueError: if the model has no readout or one that is not linear, `ridge` is not
             positive, `washout` is no integer >= 0, there is no batch, no step of them counts, a
             weight is negative, or targets are classes or do not fit the outputs.
 
@@ -84,7 +85,7 @@ def fit_ridge(
         Report 148, 2001, https://www.ai.rug.nl/minds/uploads/EchoStatesTechRep.pdf
     """
     ridge = require_ridge(ridge)
-    if isinstance(washout, bool) or not isinstance(washout, int) or washout < 0:
+    if not is_integer(washout, 0):
         raise ValueError(f"washout must be an integer >= 0, in time steps; got {washout!r}.")
     leaves = leaves_of(params)
     require_linear("fit_ridge", parts(model)[3], leaves)
@@ -148,7 +149,7 @@ def _absorb(
     if weight is not None:
         total = weight.sum()
 
-    def body(so_far: tuple, window: Window, opening: bool, closing: bool) -> tuple:
+    def body(so_far: tuple, window: Window, opening: bool, closing: bool) -> tuple[tuple, None]:
         del opening, closing
         carries, factor = so_far
         ran = run(stack, leaves, carries, window.inputs, window.reset)
@@ -158,11 +159,12 @@ def _absorb(
             root = jnp.sqrt(window.weight.astype(xs.dtype))[..., None]
             rows = jnp.where(root == 0, 0, root * rows)
         stacked = jnp.concatenate([factor, merge_steps(rows)])
-        return ran.carries, jnp.linalg.qr(stacked, mode="r")[: len(factor)]
+        return (ran.carries, jnp.linalg.qr(stacked, mode="r")[: len(factor)]), None
 
     window = even_window(steps, max(128, len(factor) // examples))
     start = (stack.initial, factor)
-    return over_windows(body, start, batch, weight, min(window, steps), True)[1], total
+    (_, factor), _ = over_windows(body, start, batch, weight, min(window, steps), True)
+    return factor, total
 
 
 def _washed(washout: int, weight: jax.Array | None, batch: Batch) -> jax.Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -9,17 +10,19 @@ import jax.numpy as jnp
 import optax
 
 from localgrad.cells.ptncn import PTNCN
-from localgrad.core.contract.checks import require_batch, require_carry
+from localgrad.core.contract.checks import positive_integer, require_batch, require_carry
 from localgrad.core.contract.objective import Objective, weights_of
 from localgrad.core.contract.rule import Batch, LearningRule, Loss
-from localgrad.core.contract.state import fresh, is_state
+from localgrad.core.contract.state import RESTORE, WithOutputs, fresh, is_restored, is_state
 from localgrad.core.model.modules import Module, as_module
 from localgrad.core.model.stack import assemble
 from localgrad.core.params import Leaves, leaves_of
 from localgrad.core.passes.forward import Settle
 from localgrad.core.passes.run import run
-from localgrad.core.steps import select
+from localgrad.core.steps import merge_steps, select
 from localgrad.rules.fit import require_matching_loss
+
+Metric = Callable[[Any, Any], Any]
 
 
 def evaluate(
@@ -92,12 +95,25 @@ def _observation(
 
 
 def learn(
-    tx: optax.GradientTransformationExtraArgs, params: Any, opt_state: Any, batch: Batch, chunk: int
-) -> tuple[Any, Any, jax.Array]:
+    tx: optax.GradientTransformationExtraArgs,
+    params: Any,
+    opt_state: Any,
+    batch: Batch,
+    chunk: int,
+    *,
+    metric: Metric | None = None,
+) -> Any:
     """Learns online: an optimizer update every `chunk` steps of a batch, in one scan.
 
     Put it under `jax.jit` (`tx` and `chunk` static, or closed over); no step is then dispatched
     from Python.
+
+    With a `metric` it also tells how good each prediction was *before* anything was learnt from
+    it, which is what online learning is judged by (prequential evaluation, test then train). The
+    outputs are those the rule makes anyway, so that no second pass forward is needed: with
+    `chunk=1` each is made by the parameters that all earlier steps have left, else by those of the
+    chunk's start. Where a rule adds noise to the one copy of the model that it runs
+    (`baseline="running_mean"`), they are the noisy ones.
 
     Args:
         tx: an `optax.chain` whose first member is a streaming rule.
@@ -105,13 +121,18 @@ def learn(
         opt_state: the state of `tx`.
         batch: B streams of T steps.
         chunk: steps between updates; if it does not divide T, the last chunk is shorter.
+        metric: `(outputs [B, ...], targets [B, ...]) -> leaves [B, ...]` of one time step;
+            `lambda outputs, targets: outputs` keeps the outputs. Masks do not concern it: weight
+            what it gives by `batch.mask`.
 
     Returns:
-        The parameters, the state, and the mean loss of each chunk.
+        The parameters, the state, and the mean loss of each chunk; with a metric also what it
+        gives, leaves [B, T, ...].
 
     Raises:
-        ValueError: if `chunk` is no positive integer, the batch's axes do not fit, or `tx` is not a
-            streaming rule with an optimizer behind it.
+        ValueError: if `chunk` is no positive integer, the batch's axes do not fit, `tx` is not a
+            streaming rule with an optimizer behind it, and nothing before or around it, or
+            `metric` does not give one value an example.
 
     Example:
         >>> import flax.linen as nn, jax, jax.numpy as jnp, localgrad, optax
@@ -124,28 +145,72 @@ def learn(
         >>> params, opt_state, losses = step(params, tx.init(params), batch)
         >>> losses.shape, bool(losses[-1] < losses[0])
         ((10,), True)
+        >>> off = lambda outputs, targets: jnp.abs(outputs - targets).max(-1)  # of each prediction
+        >>> params, opt_state, losses, errors = localgrad.learn(
+        ...     tx, params, opt_state, batch, chunk=1, metric=off
+        ... )
+        >>> errors.shape
+        (4, 10)
     """
     size, steps = require_batch(batch, None)
-    if not isinstance(chunk, int) or chunk < 1:
-        raise ValueError(f"chunk must be a positive integer, in time steps; got {chunk!r}.")
-    chunk = min(chunk, steps)
+    chunk = min(positive_integer("chunk", chunk, "It is counted in time steps."), steps)
     _require_learner(tx, opt_state, size, carries_on=chunk < steps)
     full, rest = divmod(steps, chunk)
+    asked = {} if metric is None else {"with_outputs": True}
 
-    def step(so_far: tuple[Any, Any], start: Any, width: int) -> tuple[tuple[Any, Any], jax.Array]:
+    def step(so_far: tuple[Any, Any], start: Any, width: int) -> tuple[tuple[Any, Any], Any]:
         params, opt_state = so_far
         piece = jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, start, width, axis=1), batch)
-        updates, opt_state = tx.update(None, opt_state, params, batch=piece)
+        updates, opt_state = tx.update(None, opt_state, params, batch=piece, **asked)
         params = optax.apply_updates(params, updates)
-        return (params, opt_state), optax.tree.get(opt_state, "loss")
+        measured = None
+        if metric is not None:
+            opt_state, outputs = _parted(opt_state)
+            measured = _measured(metric, outputs, piece.targets)
+        return (params, opt_state), (optax.tree.get(opt_state, "loss"), measured)
 
-    (params, opt_state), losses = jax.lax.scan(
+    (params, opt_state), (losses, measured) = jax.lax.scan(
         lambda so_far, k: step(so_far, k * chunk, chunk), (params, opt_state), jnp.arange(full)
     )
+    measured = merge_steps(measured)
     if rest:
-        (params, opt_state), last = step((params, opt_state), full * chunk, rest)
+        (params, opt_state), (last, more) = step((params, opt_state), full * chunk, rest)
         losses = jnp.append(losses, last)
-    return params, opt_state, losses
+        measured = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), measured, more)
+    if metric is None:
+        return params, opt_state, losses
+    return params, opt_state, losses, jax.tree.map(lambda a: jnp.moveaxis(a, 0, 1), measured)
+
+
+def _parted(opt_state: Any) -> tuple[Any, Any]:
+    """An optimizer's state as it was before outputs were asked for, and the outputs [B, T, ...]."""
+    found = []
+
+    def part(x: Any) -> Any:
+        if not isinstance(x, WithOutputs):
+            return x
+        found.append(x.outputs)
+        return x.state
+
+    state = jax.tree.map(part, opt_state, is_leaf=lambda x: isinstance(x, WithOutputs))
+    return state, found[0]
+
+
+def _measured(metric: Metric, outputs: Any, targets: Any) -> Any:
+    """The metric of outputs and targets [B, T, ...], leaves [T, B, ...]."""
+
+    def one(outputs: Any, targets: Any) -> Any:
+        size, found = jax.tree.leaves(outputs)[0].shape[0], metric(outputs, targets)
+        for leaf in jax.tree.leaves(found):
+            if jnp.ndim(leaf) < 1 or leaf.shape[0] != size:
+                raise ValueError(
+                    f"metric(outputs, targets) must give one value an example, [B, ...] with B = "
+                    f"{size}; got shape {jnp.shape(leaf)} for outputs and targets "
+                    f"{jax.tree.map(jnp.shape, (outputs, targets))}. Do not average over examples."
+                )
+        return found
+
+    return jax.vmap(one, in_axes=1)(outputs, targets)
 
 
 def _require_learner(tx: Any, opt_state: Any, size: int, carries_on: bool) -> None:
@@ -155,17 +220,56 @@ def _require_learner(tx: Any, opt_state: Any, size: int, carries_on: bool) -> No
             "tx is a bare rule, whose updates point uphill: put an optimizer behind it, as in "
             "optax.chain(rule, optax.sgd(1e-3))."
         )
-    states = [s for s in jax.tree.leaves(opt_state, is_leaf=is_state) if is_state(s)]
+    ends = jax.tree.leaves(opt_state, is_leaf=lambda x: is_state(x) or is_restored(x))
+    if any(is_restored(end) for end in ends):
+        raise ValueError(f"opt_state holds a rule's state as a dict. {RESTORE}")
+    states = [end for end in ends if is_state(end)]
     if not states:
         raise ValueError(
             "tx holds no localgrad rule: begin the chain with one, as in "
             "optax.chain(localgrad.eprop(model, loss, batch_size=B), optax.sgd(1e-3))."
         )
+    _require_first(opt_state)
     if carries_on and all(s.carry is None for s in states):
         raise ValueError(
             f"tx holds an episodic rule, which would forget everything at each chunk: make the "
             f"rule with batch_size={size}, or learn with chunk=T."
         )
+
+
+WRAPPERS = {
+    optax.ApplyIfFiniteState: "apply_if_finite(...)",
+    optax.ConditionallyMaskState: "conditionally_mask(...)",
+    optax.ConditionallyTransformState: "conditionally_transform(...)",
+    optax.MultiStepsState: "MultiSteps(...).gradient_transformation()",
+}
+"""Of optax, by their states, those that need the gradients before what they wrap makes updates."""
+
+
+def _require_first(state: Any) -> None:
+    """Raises if anything comes before a rule in a chain, or around it, as far as states tell."""
+    if is_state(state) or not isinstance(state, tuple):
+        return
+    if type(state) in WRAPPERS and _holds_rule(state):
+        name = WRAPPERS[type(state)]
+        raise ValueError(
+            f"tx has optax.{name.partition('(')[0]} around a rule: it needs gradients, which only "
+            f"the rule will make. Put it behind the rule, as in optax.chain(rule, optax.{name})."
+        )
+    is_chain = not hasattr(state, "_fields")
+    place = next((i for i, member in enumerate(state) if _holds_rule(member)), 0)
+    if is_chain and place:
+        raise ValueError(
+            "tx has a transformation before its rule, which makes updates of its own and takes "
+            "none: it would be ignored. A rule comes first, as in "
+            "optax.chain(rule, optax.clip_by_global_norm(1.0), optax.adam(1e-3))."
+        )
+    for member in state:
+        _require_first(member)
+
+
+def _holds_rule(state: Any) -> bool:
+    return any(is_state(leaf) for leaf in jax.tree.leaves(state, is_leaf=is_state))
 
 
 def reset_state(state: Any) -> Any:

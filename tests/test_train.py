@@ -109,6 +109,65 @@ def test_reset_starts_afresh_and_keeps_the_feedback(name):
         chex.assert_trees_all_close(stale, expected, atol=1e-7)
 
 
+def test_what_learn_measures_is_each_steps_prediction():
+    """Also where chunks are several windows, and the last one is short."""
+    _, params, batch = started("eprop")
+    model = started("eprop")[0].settings["model"]
+    rule = localgrad.eprop(model, optax.l2_loss, batch_size=B, window=2)
+    tx = optax.chain(rule, optax.adam(1e-2))
+    metric = lambda y, target: {"y": y, "off": jnp.abs(y - target).max(-1)}  # noqa: E731
+    learn = jax.jit(lambda p, s, b: localgrad.learn(tx, p, s, b, chunk=4, metric=metric))
+    learned, _, _, measured = learn(params, tx.init(params), batch)
+    alone = jax.jit(lambda p, s, b: localgrad.learn(tx, p, s, b, chunk=4))
+    state, outputs = tx.init(params), []
+    for start in range(0, T, 4):
+        now = piece(batch, start, start + 4)
+        _, y, _ = localgrad.evaluate(model, optax.l2_loss, params, now, state[0].carry)
+        params, state, _ = alone(params, state, now)
+        outputs.append(y)
+    y = jnp.concatenate(outputs, axis=1)
+    chex.assert_trees_all_close(learned, params, atol=1e-6)
+    chex.assert_trees_all_close(measured["y"], y, atol=1e-6)
+    chex.assert_trees_all_close(measured["off"], jnp.abs(y - batch.targets).max(-1), atol=1e-6)
+
+
+def of_several(name, model, **options):
+    """Rules that are made of others, or that have no row of the table."""
+    key = jax.random.key(1)
+    noisy = localgrad.node_perturbation(model, optax.l2_loss, key=key, **options)
+    exact = localgrad.readout_only(model, optax.l2_loss, **options)
+    drawn = localgrad.uoro(model, optax.l2_loss, key=key, **options)
+    return {
+        "mix": lambda: localgrad.mix(
+            {"a": noisy, "b": exact}, {"cells_0": "a", "cells_1": "a", "readout": "b"}
+        ),
+        "average": lambda: localgrad.average(drawn, samples=2),
+        "force": lambda: localgrad.force(model, optax.l2_loss, **options),
+        "dni": lambda: localgrad.dni(model, optax.l2_loss, **options),
+    }[name]()
+
+
+@pytest.mark.parametrize("name", [*by_machinery(RULES), "mix", "average", "force", "dni"])
+def test_every_rule_predicts_before_it_learns(name):
+    """With masks and resets; the oracle runs the model as it was before the update."""
+    rule, params, batch = started(name if name in RULES else "bptt")
+    model = rule.settings["model"]
+    if name not in RULES:
+        rule = of_several(name, model, batch_size=B)
+    tx = optax.chain(rule, optax.sgd(0.5))
+    mask = jnp.ones((B, T)).at[1, 2:7].set(0)
+    batch = batch._replace(mask=mask, reset=jnp.zeros((B, T), bool).at[0, 6].set(True))
+    keep = lambda outputs, targets: outputs  # noqa: E731
+    learn = jax.jit(lambda p, s, b: localgrad.learn(tx, p, s, b, chunk=5, metric=keep))
+    state = tx.init(params)
+    for start in (0, 5):
+        now = piece(batch, start, start + 5)
+        carry = state[0].carry
+        _, expected, _ = localgrad.evaluate(model, optax.l2_loss, params, now, carry)
+        params, state, _, outputs = learn(params, state, now)
+        chex.assert_trees_all_close(outputs, expected, atol=1e-6)
+
+
 @pytest.mark.parametrize("name", by_machinery(RULES))
 def test_saved_and_restored_in_mid_stream_nothing_changes(name, tmp_path):
     rule, params, batch = started(name)

@@ -11,7 +11,6 @@ import numpy as np
 from experiments.linear_dynamics.simulate import BPTT, TBPTT, Case, rflo, single_units
 from experiments.linear_dynamics.table import Finding, Row, several
 from localgrad import theory
-from localgrad.theory.stationary import Endpoint
 
 TEACHER = theory.Modes(1.2, 0.7, 1.0)
 
@@ -146,6 +145,6 @@ def selection(count: int, seed: int = 0) -> Finding:
     return Finding(rows, data)
 
 
-def distance(end: Endpoint, s: float) -> float:
+def distance(end: theory.Endpoint, s: float) -> float:
     """How far s is from the prediction, or from the nearest candidate where it is not told."""
     return float(np.abs(end.candidates - s).min()) if np.isnan(end.s) else abs(end.s - s)

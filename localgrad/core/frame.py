@@ -7,6 +7,7 @@ A rule is a `Recipe`; `windowed_rule` makes a `LearningRule` of it. A call goes 
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -14,15 +15,25 @@ import jax
 import jax.numpy as jnp
 
 from localgrad.core.contract.checks import require_batch, require_choices, require_updates
-from localgrad.core.contract.objective import Objective, weights_of
+from localgrad.core.contract.devices import on_any_mesh, require_unchecked
+from localgrad.core.contract.objective import Objective, Shown, weights_of
 from localgrad.core.contract.room import Room
 from localgrad.core.contract.rule import NOTHING, Batch, LearningRule, Loss, Select
-from localgrad.core.contract.state import require_like, require_own
+from localgrad.core.contract.state import WithOutputs, require_like, require_own
 from localgrad.core.model.example import example_spec
 from localgrad.core.model.stack import Stack, assemble, parts
-from localgrad.core.params import Leaves, Path, accumulator, added, flatten, leaves_of
+from localgrad.core.params import (
+    Leaves,
+    Path,
+    accumulator,
+    added,
+    flatten,
+    leaves_of,
+    placed,
+    under,
+)
 from localgrad.core.passes.run import Pass, run
-from localgrad.core.steps import even_window
+from localgrad.core.steps import even_window, merge_steps
 
 
 class Window(NamedTuple):
@@ -64,7 +75,7 @@ class Frame(NamedTuple):
     closing: bool
 
 
-Process = Callable[[Frame, Any, Window], tuple[Any, Leaves, jax.Array]]
+Process = Callable[[Frame, Any, Window], tuple[Any, Leaves, Shown]]
 
 
 def even_windows(stack: Stack, params: Leaves, steps: int, alone: bool) -> int:
@@ -80,7 +91,7 @@ class Recipe(NamedTuple):
         name: the rule's public name.
         state: its state's type, a `RuleState`; `state(loss)` is that of an episodic rule without
             draws.
-        process: `(frame, state, window) -> (state, grads, values [W, B])` for one window.
+        process: `(frame, state, window) -> (state, grads, shown)` for one window.
         credits: `(stack, params) -> {path: how the rule credits that parameter}`.
         settings: what its factory was told, beside what all rules are.
         remember: `(stack, params, x) -> fields` of the state that a stream of B examples carries
@@ -135,6 +146,7 @@ class Setup(NamedTuple):
         reduction: `"mean"` or `"sum"`.
         example: one step's inputs without the batch axis, or None if the parameters can tell.
         select: the parameters that the rule is for, from all of them; or None for all.
+        held_statistics: whether the statistics of normalisations in cells carry no credit.
     """
 
     model: Any
@@ -145,11 +157,20 @@ class Setup(NamedTuple):
     reduction: str
     example: Any = None
     select: Select | None = None
+    held_statistics: bool = False
 
     @property
     def streaming(self) -> bool:
         """Whether carry and influence persist from call to call."""
         return self.batch_size is not None
+
+
+NO_MEMORY = (
+    "{rule} without batch_size takes each call for whole sequences, and this one has one time step "
+    "(T = 1): called in a loop it remembers nothing. Make the rule with batch_size={size} to go on "
+    "from call to call; if each call does begin anew, say so by batch.reset, all True."
+)
+"""What is said once a trace, as nothing in one call tells a stream from sequences of one step."""
 
 
 def windowed_rule(
@@ -161,19 +182,25 @@ def windowed_rule(
     window: int | None,
     reduction: str,
     example: Any = None,
+    held_statistics: bool = False,
 ) -> LearningRule:
     """Makes a rule of a recipe; arguments as of `Setup`."""
     require_choices(loss, batch_size, window, reduction)
+    if not isinstance(held_statistics, bool):
+        raise ValueError(f"held_statistics must be True or False; got {held_statistics!r}.")
+    batch_size, window = (None if n is None else int(n) for n in (batch_size, window))
     if not recipe.observes:
         _require_unobserving(recipe.name, model)
-    return _rule(Setup(model, loss, recipe, batch_size, window, reduction, example))
+    setup = Setup(model, loss, recipe, batch_size, window, reduction, example)
+    return _rule(setup._replace(held_statistics=held_statistics))
 
 
 def _rule(setup: Setup) -> LearningRule:
     recipe = setup.recipe
-    common = {name: getattr(setup, name) for name in ("batch_size", "window", "reduction")}
+    names = ["batch_size", "window", "reduction", *["held_statistics"] * setup.held_statistics]
+    common = {name: getattr(setup, name) for name in names}
     # A function of this rule's own: what is compiled for it goes when it goes.
-    advance = jax.jit(functools.partial(_advance, setup))
+    advance = jax.jit(functools.partial(_advance, setup), static_argnums=3)
     return LearningRule(
         functools.partial(_init, setup),
         functools.partial(_update, setup, advance),
@@ -229,7 +256,7 @@ def _spec(setup: Setup, leaves: Leaves, needed: bool) -> Any:
 
 def _stack(setup: Setup, params: Any, leaves: Leaves, x: Any) -> Stack:
     """The model taken apart for one step's input; raises for what the rule cannot credit."""
-    stack = assemble(setup.model, leaves, x)
+    stack = assemble(setup.model, leaves, x, setup.held_statistics)
     if setup.select is not None:
         stack = stack.narrowed(setup.select(params))
     setup.recipe.screen(stack, leaves)
@@ -275,34 +302,66 @@ def _credits(setup: Setup, params: Any) -> dict[Path, str]:
     """How the rule credits each parameter."""
     leaves = leaves_of(params)
     stack = _stack(setup, params, leaves, _spec(setup, leaves, needed=True))
-    return setup.recipe.credits(stack, leaves)
+    credits = setup.recipe.credits(stack, leaves)
+    for path in _beside_held(stack, leaves) if setup.held_statistics else ():
+        credits[path] += ", statistics held"
+    return credits
+
+
+def _beside_held(stack: Stack, leaves: Leaves) -> list[Path]:
+    """The parameters of cells that hold a normalisation."""
+    found = []
+    for cell, prefix, carry, x in zip(
+        stack.cells, stack.prefixes, stack.initial, stack.fed, strict=True
+    ):
+        own = under(leaves, prefix)
+        if cell.module.normalises(own, carry, x):
+            found += placed(own, prefix)
+    return found
 
 
 def _update(
     setup: Setup,
-    advance: Callable[..., tuple[Leaves, Any]],
+    advance: Callable[..., tuple[Leaves, Any, Any]],
     updates: Any,
     state: Any,
     params: Any = None,
     *,
     batch: Batch | None = None,
+    with_outputs: bool = False,
     **extra: Any,
 ) -> tuple[Any, Any]:
-    """Optax's side of a call: what can be checked without looking at numbers or shapes."""
+    """Optax's side of a call: what can be checked without looking at numbers or shapes.
+
+    With outputs the state comes back beside those that the model gave, as `learn` asks for.
+    """
     del extra
     require_updates(setup.recipe.name, updates, params)
     require_own(setup.recipe.name, state, setup.recipe.state, setup.batch_size)
     setup.recipe.inspect(batch)
-    found, state = advance(params, state, batch)
-    return flatten(params)[1](found), state
+    found, state, outputs = advance(params, state, batch, with_outputs)
+    return flatten(params)[1](found), WithOutputs(state, outputs) if with_outputs else state
 
 
-def _advance(setup: Setup, params: Any, state: Any, batch: Batch) -> tuple[Leaves, Any]:
+def _advance(
+    setup: Setup, params: Any, state: Any, batch: Batch, with_outputs: bool
+) -> tuple[Leaves, Any, Any]:
+    """One call, wherever its arrays lie: updates, state, and outputs [B, T, ...] or None."""
+    require_unchecked(setup.recipe.name, (params, state, batch))
+    call = functools.partial(_all_windows, setup, with_outputs)
+    return on_any_mesh(call, params, state, batch)
+
+
+def _all_windows(
+    setup: Setup, with_outputs: bool, params: Any, state: Any, batch: Batch
+) -> tuple[Leaves, Any, Any]:
     """One call: all windows of a batch."""
     if setup.recipe.fit is not None:
         setup = setup._replace(recipe=setup.recipe.fit(state))
     recipe, leaves = setup.recipe, leaves_of(params)
     batch_axis, steps = require_batch(batch, setup.batch_size)
+    if not setup.streaming and steps == 1 and batch.reset is None:
+        warnings.warn(NO_MEMORY.format(rule=recipe.name, size=batch_axis), stacklevel=2)
     x = jax.tree.map(lambda a: a[:, 0], batch.inputs)
     stack = _stack(setup, params, leaves, x)
     spec = x if setup.example is None else _spec(setup, leaves, needed=True)
@@ -314,12 +373,13 @@ def _advance(setup: Setup, params: Any, state: Any, batch: Batch) -> tuple[Leave
     objective = Objective(setup.loss, one / total if setup.reduction == "mean" else one)
     share = 1 / (batch_axis * steps) if setup.reduction == "mean" else 1.0
 
-    def body(so_far: tuple, stretch: Window, opening: bool, closing: bool) -> tuple:
+    def body(so_far: tuple, stretch: Window, opening: bool, closing: bool) -> tuple[tuple, Any]:
         work, grads, loss = so_far
         frame = Frame(stack, leaves, objective, steps, share, opening, closing)
-        work, found, values = recipe.process(frame, work, stretch)
+        work, found, shown = recipe.process(frame, work, stretch)
         found = {path: grad.astype(grads[path].dtype) for path, grad in found.items()}
-        return work, added(grads, found), loss + values.sum().astype(loss.dtype)
+        loss += shown.values.sum().astype(loss.dtype)
+        return (work, added(grads, found), loss), shown.outputs if with_outputs else None
 
     alone = not setup.streaming
     size = setup.window or recipe.default_window(stack, leaves, steps, alone)
@@ -327,7 +387,7 @@ def _advance(setup: Setup, params: Any, state: Any, batch: Batch) -> tuple[Leave
         recipe.room.require(stack, leaves, batch_axis, episodic=True)
     work = _at_start(recipe, state, stack, leaves, x) if alone else state
     grads = {path: jnp.zeros(leaf.shape, accumulator(leaf)) for path, leaf in leaves.items()}
-    work, grads, loss = over_windows(
+    (work, grads, loss), outputs = over_windows(
         body, (work, grads, jnp.zeros((), total.dtype)), batch, weight, min(size, steps), alone
     )
     work = recipe.finish(work)
@@ -336,7 +396,8 @@ def _advance(setup: Setup, params: Any, state: Any, batch: Batch) -> tuple[Leave
         **after, loss=(loss / total).astype(state.loss.dtype)
     )
     updates = {path: grads[path].astype(leaf.dtype) for path, leaf in leaves.items()}
-    return {p: u if stack.asks(p) else jnp.zeros_like(u) for p, u in updates.items()}, state
+    updates = {p: u if stack.asks(p) else jnp.zeros_like(u) for p, u in updates.items()}
+    return updates, state, outputs
 
 
 class Outcome(NamedTuple):
@@ -344,14 +405,14 @@ class Outcome(NamedTuple):
 
     Attributes:
         ran: the pass.
-        values: the weighted losses [W, B].
+        shown: its losses and outputs.
         q_out: credit of the model's outputs, leaves [W, B, ...].
         grads: the readout's gradients.
         q_y: credit of the highest cell's outputs, leaves [W, B, ...].
     """
 
     ran: Pass
-    values: jax.Array
+    shown: Shown
     q_out: Any
     grads: Leaves
     q_y: Any
@@ -363,16 +424,21 @@ def outcome_of(frame: Frame, carry: Any, window: Window, reset: jax.Array | None
     ran = run(stack, frame.params, stack.unpack(carry), window.inputs, reset)
     values, q_out = frame.objective.credit(ran.outputs, window.targets, window.weight)
     grads, q_y = ran.read(q_out)
-    return Outcome(ran, values, q_out, grads, q_y)
+    return Outcome(ran, Shown(values, ran.outputs), q_out, grads, q_y)
 
 
 def over_windows(
-    body: Callable[..., Any], acc: Any, batch: Batch, weight: Any, size: int, alone: bool
-) -> Any:
+    body: Callable[..., tuple[Any, Any]],
+    acc: Any,
+    batch: Batch,
+    weight: Any,
+    size: int,
+    alone: bool,
+) -> tuple[Any, Any]:
     """Folds `body(acc, window, opening, closing)` over a batch: full windows, then a shorter one.
 
     Args:
-        body: what to do with one window.
+        body: what to do with one window; gives the next acc, and leaves [W, B, ...] to keep.
         acc: where to start.
         batch: leaves [B, T, ...].
         weight: [B, T] or None.
@@ -380,7 +446,7 @@ def over_windows(
         alone: whether the batch neither takes over an influence nor hands one on.
 
     Returns:
-        The last acc.
+        The last acc, and what was kept, leaves [B, T, ...].
     """
     arrays = Window(batch.inputs, batch.targets, weight, batch.reset)
     steps = jax.tree.leaves(batch.inputs)[0].shape[1]
@@ -393,13 +459,15 @@ def over_windows(
         return jax.tree.map(piece, arrays)
 
     if full == 1:
-        acc = body(acc, cut(0, size), alone, alone and not rest)
+        acc, kept = body(acc, cut(0, size), alone, alone and not rest)
     else:
 
-        def step(acc: Any, k: jax.Array) -> tuple[Any, None]:
-            return body(acc, cut(k * size, size), False, False), None
+        def step(acc: Any, k: jax.Array) -> tuple[Any, Any]:
+            return body(acc, cut(k * size, size), False, False)
 
-        acc, _ = jax.lax.scan(step, acc, jnp.arange(full))
+        acc, kept = jax.lax.scan(step, acc, jnp.arange(full))
+        kept = merge_steps(kept)
     if rest:
-        acc = body(acc, cut(full * size, rest), False, alone)
-    return acc
+        acc, last = body(acc, cut(full * size, rest), False, alone)
+        kept = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), kept, last)
+    return acc, jax.tree.map(lambda a: jnp.moveaxis(a, 0, 1), kept)

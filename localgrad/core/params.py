@@ -8,6 +8,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import optax
 
 Path = tuple[str, ...]
 Leaves = dict[Path, jax.Array]
@@ -34,6 +35,7 @@ def flatten(tree: Any) -> tuple[Leaves, Callable[[dict[Path, Any]], Any]]:
 
 def leaves_of(params: Any) -> Leaves:
     """The parameters by path, out of any boxes; raises for a leaf that is not real-valued."""
+    _require_tree(params)
     leaves, _ = flatten(nn.meta.unbox(params))
     for path, leaf in leaves.items():
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
@@ -42,6 +44,29 @@ def leaves_of(params: Any) -> Leaves:
                 "trainable parameters only."
             )
     return leaves
+
+
+def _require_tree(params: Any) -> None:
+    """Raises for what wrappers of optax make of parameters."""
+    if hasattr(params, "dtype"):
+        raise ValueError(
+            f"params are one array of shape {params.shape}, not the tree of this model's "
+            "parameters. optax.flatten goes behind the rule, as in "
+            "optax.chain(rule, optax.flatten(optax.adam(1e-3)))."
+        )
+    for keys, leaf in jax.tree_util.tree_leaves_with_path(params, is_leaf=_is_masked):
+        if _is_masked(leaf):
+            raise ValueError(
+                f"params hold optax.MaskedNode in place of {'/'.join(_names(keys))}: a rule needs "
+                "all parameters of its model. Put optax.masked, optax.partition and "
+                "optax.multi_transform behind the rule, as in "
+                "optax.chain(rule, optax.partition(...)); localgrad.mix gives groups of "
+                "parameters rules of their own."
+            )
+
+
+def _is_masked(leaf: Any) -> bool:
+    return isinstance(leaf, optax.MaskedNode)
 
 
 def _names(keys: tuple[Any, ...]) -> Path:

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from localgrad.core.contract.checks import number, require_choice
+from localgrad.core.contract.objective import Shown
 from localgrad.core.contract.rule import NOTHING, LearningRule, Loss
 from localgrad.core.contract.state import CarryState
 from localgrad.core.frame import Frame, Recipe, Window, even_windows, windowed_rule
@@ -169,7 +170,7 @@ def _process(options: Options, frame: Frame, state: CarryState, window: Window) 
             found = frame.share * _correlations(options, frame.params[path], given)
             grads[path] = grads[path] + found if path in grads else found
     _require_seen(stack, frame.params, grads)
-    return state._replace(carry=stack.pack(heard.carries)), grads, values
+    return state._replace(carry=stack.pack(heard.carries)), grads, Shown(values, heard.outputs)
 
 
 def _require_seen(stack: Stack, params: Leaves, grads: Leaves) -> None:

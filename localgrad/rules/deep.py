@@ -116,6 +116,7 @@ def deep_eprop(
     key: jax.Array | None = None,
     max_influence_bytes: int = 4 * GIB,
     example: Any = None,
+    held_statistics: bool = False,
 ) -> LearningRule:
     r"""e-prop in depth: eligibilities that recurse across the layers of a stack as well as in time.
 
@@ -173,6 +174,8 @@ def deep_eprop(
         max_influence_bytes: refuse to allocate more bytes than this for the eligibilities.
         example: one time step's inputs without the batch axis (array or `ShapeDtypeStruct`). Needed
             by `init` only if no Dense or Embed layer takes the input as it is.
+        held_statistics: whether the statistics of Flax's `LayerNorm`, `RMSNorm`, `GroupNorm` in a
+            cell count as constants. A cell with one is refused otherwise; biased as in `eprop`.
 
     Returns:
         A `LearningRule`; its state is a `DeepState`.
@@ -248,6 +251,7 @@ def deep_eprop(
         window=window,
         reduction=reduction,
         example=example,
+        held_statistics=held_statistics,
     )
 
 
@@ -283,7 +287,7 @@ def _process(how: _Deep, frame: Frame, state: DeepState, window: Window) -> tupl
         )
         grads = added(grads, found)
     state = _drifted(how, state, grads, stack, params)
-    return state._replace(carry=stack.pack(seen.ran.carries), held=held), grads, seen.values
+    return state._replace(carry=stack.pack(seen.ran.carries), held=held), grads, seen.shown
 
 
 def _signals(how: _Deep, frame: Frame, seen: Outcome, state: DeepState) -> tuple[dict, DeepState]:
@@ -326,7 +330,7 @@ def _process_ablated(how: _Deep, frame: Frame, state: DeepState, window: Window)
     eligibility = functools.reduce(operator.or_, map(placed, kept, stack.prefixes))
     held = state.held._replace(eligibility=eligibility)
     state = _drifted(how, state, grads, stack, frame.params)
-    return state._replace(carry=stack.pack(seen.ran.carries), held=held), grads, seen.values
+    return state._replace(carry=stack.pack(seen.ran.carries), held=held), grads, seen.shown
 
 
 def _visit_ablated(

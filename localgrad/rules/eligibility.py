@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from localgrad.core.contract.checks import positive_integer
 from localgrad.core.contract.rule import LearningRule, Loss
 from localgrad.core.frame import (
     Frame,
@@ -128,6 +129,7 @@ def eprop(
     reduction: str = "mean",
     key: jax.Array | None = None,
     example: Any = None,
+    held_statistics: bool = False,
 ) -> LearningRule:
     r"""e-prop: eligibilities of each unit's own dynamics, times an instantaneous learning signal.
 
@@ -179,6 +181,12 @@ def eprop(
         key: a typed PRNG key. Needed for random and adaptive feedback; used by `init` alone.
         example: one time step's inputs without the batch axis (array or `ShapeDtypeStruct`). Needed
             by `init` only if no Dense or Embed layer takes the input as it is.
+        held_statistics: whether the statistics of Flax's `LayerNorm`, `RMSNorm`, `GroupNorm` in a
+            cell count as constants. They join the units, so such a cell is refused otherwise.
+            Their Jacobian is left out, here and in what passes to the cells below: the update then
+            also pushes where the normalisation undoes it, along the mean and the scale of what is
+            normalised. Gain and bias are credited as parameters of their units. By itself that kept
+            a cosine of 0.90 to 0.98 to the gradient in a LayerNorm GRU of 16 to 256 units.
 
     Returns:
         A `LearningRule`; its state is an `EligibilityState`.
@@ -213,6 +221,7 @@ def eprop(
         window=window,
         reduction=reduction,
         example=example,
+        held_statistics=held_statistics,
     )
 
 
@@ -228,6 +237,7 @@ def rflo(
     reduction: str = "mean",
     key: jax.Array | None = None,
     example: Any = None,
+    held_statistics: bool = False,
 ) -> LearningRule:
     r"""RFLO: leaky eligibility traces times a learning signal that arrives by random feedback.
 
@@ -268,6 +278,8 @@ def rflo(
         key: a typed PRNG key. Needed for random and adaptive feedback; used by `init` alone.
         example: one time step's inputs without the batch axis (array or `ShapeDtypeStruct`). Needed
             by `init` only if no Dense or Embed layer takes the input as it is.
+        held_statistics: whether the statistics of Flax's `LayerNorm`, `RMSNorm`, `GroupNorm` in a
+            cell count as constants. A cell with one is refused otherwise; biased as in `eprop`.
 
     Returns:
         A `LearningRule`; its state is an `EligibilityState`.
@@ -299,6 +311,7 @@ def rflo(
         window=window,
         reduction=reduction,
         example=example,
+        held_statistics=held_statistics,
     )
 
 
@@ -317,6 +330,7 @@ def snap(
     reduction: str = "mean",
     key: jax.Array | None = None,
     example: Any = None,
+    held_statistics: bool = False,
 ) -> LearningRule:
     r"""SnAp-n: RTRL's influence, kept where a parameter's effect arrives within n steps.
 
@@ -365,6 +379,8 @@ def snap(
         key: a typed PRNG key. Needed for random and adaptive feedback; used by `init` alone.
         example: one time step's inputs without the batch axis (array or `ShapeDtypeStruct`). Needed
             by `init` only if no Dense or Embed layer takes the input as it is.
+        held_statistics: whether the statistics of Flax's `LayerNorm`, `RMSNorm`, `GroupNorm` in a
+            cell count as constants. A cell with one is refused otherwise; biased as in `eprop`.
 
     Returns:
         A `LearningRule`; its state is an `EligibilityState`.
@@ -392,8 +408,7 @@ def snap(
         Menick, Elsen, Evci, Osindero, Simonyan and Graves, "A practical sparse approximation for
         real time recurrent learning", 2020, https://arxiv.org/abs/2006.07232
     """
-    if isinstance(order, bool) or not isinstance(order, int) or order < 1:
-        raise ValueError(f"order must be an int, 1 or more; got {order!r}.")
+    order = positive_integer("order", order)
     cut = DIAGONAL if order == 1 and mask is None else SETS
     plasticity = require_feedback("snap", feedback, key, feedback_rate, feedback_decay)
     firing_rate = require_rate(firing_rate)
@@ -407,6 +422,7 @@ def snap(
         window=window,
         reduction=reduction,
         example=example,
+        held_statistics=held_statistics,
     )
 
 
@@ -481,7 +497,7 @@ def _process(how: _Local, frame: Frame, state: EligibilityState, window: Window)
     state = state._replace(carry=stack.pack(seen.ran.carries), eligibility=eligibility)
     if how.plasticity is not None:
         state = state._replace(drift=_drifted(state.drift, seen, stack))
-    return state, grads, seen.values
+    return state, grads, seen.shown
 
 
 def _drifted(drift: dict[str, jax.Array], seen: Outcome, stack: Stack) -> dict[str, jax.Array]:

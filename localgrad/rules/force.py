@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from localgrad.core.contract.checks import number
+from localgrad.core.contract.objective import Shown
 from localgrad.core.contract.rule import NOTHING, LearningRule, Loss
 from localgrad.core.frame import Frame, Recipe, Window, windowed_rule
 from localgrad.core.model.stack import Stack
@@ -99,7 +100,8 @@ def force(
     forgotten. Weights are >= 0; a negative one makes the update NaN.
 
     Args:
-        model: a `localgrad.Network` whose readout is an `nn.Dense`.
+        model: a `localgrad.Network` whose readout is an `nn.Dense`, or a `localgrad.NNXNetwork`,
+            through `localgrad.from_nnx`, whose readout is an `nnx.Linear`.
         loss: `(outputs [B, ...], targets [B, ...]) -> [B]` or `[B, ...]`, the loss of one time
             step for each example, such as `optax.l2_loss`; trailing axes are averaged.
         forgetting: how much a step counts when the next is seen, in (0, 1]. 1 never forgets.
@@ -117,7 +119,7 @@ def force(
         A `LearningRule`; its state is a `ForceState`.
 
     Raises:
-        ValueError: if the model has no readout or another one than an `nn.Dense`, if `forgetting`
+        ValueError: if the model has no readout or one that is not linear, if `forgetting`
             lies outside (0, 1] or `ridge` is not positive, and as in `bptt`.
 
     Example:
@@ -202,7 +204,7 @@ def _process(options: Options, frame: Frame, state: ForceState, window: Window) 
     owed = counts[..., None] * (errors.astype(dtype) - made)
     root, change = absorbed(root, merge_steps(counts[..., None] * xs), merge_steps(owed))
     state = state._replace(carry=stack.pack(ran.carries), root=root, learnt=state.learnt + change)
-    return state, as_readout(frame.params, change), values
+    return state, as_readout(frame.params, change), Shown(values, ran.outputs)
 
 
 def _summed(loss: Loss) -> Loss:

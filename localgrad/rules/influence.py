@@ -213,7 +213,7 @@ def _process_apart(frame: Frame, state: InfluenceState, window: Window) -> tuple
         )
         grads, influence = added(grads, found), _by_cell(stack, held)
     carry = stack.pack(seen.ran.carries)
-    return state._replace(carry=carry, influence=influence), grads, seen.values
+    return state._replace(carry=carry, influence=influence), grads, seen.shown
 
 
 def process_influence(
@@ -228,7 +228,7 @@ def process_influence(
         window: likewise.
 
     Returns:
-        The state, the gradients, and the values [W, B].
+        The state, the gradients, and what the window showed.
     """
     stack = frame.stack
     seen = outcome_of(frame, state.carry, window, window.reset)
@@ -241,7 +241,7 @@ def process_influence(
     if not frame.closing:
         influence = carried(stack, frame.params, influence, rows, window.inputs)
     carry = stack.pack(seen.ran.carries)
-    return state._replace(carry=carry, influence=influence), grads, seen.values
+    return state._replace(carry=carry, influence=influence), grads, seen.shown
 
 
 def _screen(stack: Stack, params: Leaves) -> None:

@@ -285,7 +285,7 @@ def _process(options: Options, frame: Frame, state: KroneckerState, window: Wind
         influence=influence,
         clock=state.clock + jnp.asarray(steps, state.clock.dtype),
     )
-    return state, grads, seen.values
+    return state, grads, seen.shown
 
 
 def _recalled(

@@ -12,6 +12,7 @@ from localgrad.cells.layers import lower, outer, outers
 from localgrad.cells.phases import Errors, Weights
 from localgrad.cells.ptncn import PTNCN, PTNCNCarry
 from localgrad.core.contract.checks import number
+from localgrad.core.contract.objective import Shown
 from localgrad.core.contract.rule import LearningRule, Loss
 from localgrad.core.contract.state import CarryState
 from localgrad.core.frame import Frame, Recipe, Window, even_windows, windowed_rule
@@ -207,7 +208,7 @@ def _process(
     values = frame.objective.values(outputs, window.targets, window.weight)
     scaled = jax.tree.map(lambda a: a * frame.objective.scale.astype(a.dtype), total)
     grads = {(name,): grad for name, grad in model.scatter(scaled).items()}
-    return state._replace(carry=carry), grads, values
+    return state._replace(carry=carry), grads, Shown(values, outputs)
 
 
 def learned(

@@ -59,6 +59,7 @@ def mdgl(
     window: int | None = None,
     reduction: str = "mean",
     example: Any = None,
+    held_statistics: bool = False,
 ) -> LearningRule:
     r"""MDGL (multidigraph learning): e-prop, and credit of those units that a unit talks to.
 
@@ -99,6 +100,8 @@ def mdgl(
         reduction: `"mean"` divides by the total weight of this call's steps, `"sum"` does not.
         example: one time step's inputs without the batch axis (array or `ShapeDtypeStruct`). Needed
             by `init` only if no Dense or Embed layer takes the input as it is.
+        held_statistics: whether the statistics of Flax's `LayerNorm`, `RMSNorm`, `GroupNorm` in a
+            cell count as constants. A cell with one is refused otherwise; biased as in `eprop`.
 
     Returns:
         A `LearningRule`; its state is a `ModulatedState`.
@@ -143,6 +146,7 @@ def mdgl(
         window=window,
         reduction=reduction,
         example=example,
+        held_statistics=held_statistics,
     )
 
 
@@ -164,7 +168,7 @@ def _process(types: Any, frame: Frame, state: ModulatedState, window: Window) ->
     grads |= seen.grads | seen.ran.encode(q_x)
     eligibility = functools.reduce(operator.or_, map(placed, kept, stack.prefixes))
     state = state._replace(carry=stack.pack(seen.ran.carries), eligibility=eligibility)
-    return state, grads, seen.values
+    return state, grads, seen.shown
 
 
 def _visit(

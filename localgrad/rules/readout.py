@@ -93,7 +93,7 @@ def readout_only(
 
 def _process(frame: Frame, state: CarryState, window: Window) -> tuple:
     seen = outcome_of(frame, state.carry, window, window.reset)
-    return state._replace(carry=frame.stack.pack(seen.ran.carries)), seen.grads, seen.values
+    return state._replace(carry=frame.stack.pack(seen.ran.carries)), seen.grads, seen.shown
 
 
 def _screen(stack: Stack, params: Leaves) -> None:
@@ -101,7 +101,8 @@ def _screen(stack: Stack, params: Leaves) -> None:
     if stack.readout is None:
         raise ValueError(
             "readout_only trains the readout of a localgrad.Network, and this model has none. "
-            "Wrap it: localgrad.Network((cell,), readout=nn.Dense(O))."
+            "Wrap it: localgrad.Network((cell,), readout=nn.Dense(O)) (NNX: "
+            "localgrad.NNXNetwork)."
         )
 
 

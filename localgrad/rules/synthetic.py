@@ -17,9 +17,8 @@ from localgrad.core.model.locality import require_real
 from localgrad.core.model.stack import Stack
 from localgrad.core.model.wiring import output_leaf
 from localgrad.core.params import Leaves, Path, accumulator, under
-from localgrad.core.passes.backward import assign, input_credit, sweep, unowned_whole
-from localgrad.core.passes.contraction import contract, pres
-from localgrad.core.passes.run import Level, descend
+from localgrad.core.passes.backward import sweep
+from localgrad.core.passes.run import Level, descend, learned
 from localgrad.core.steps import length, one_row, row, select
 
 
@@ -240,7 +239,7 @@ def _process(
     state = state._replace(
         carry=frame.stack.pack(seen.ran.carries), seen=features, known=ends.known, clock=clock
     )
-    return state, {path: g * scale.astype(g.dtype) for path, g in grads.items()}, seen.values
+    return state, {path: g * scale.astype(g.dtype) for path, g in grads.items()}, seen.shown
 
 
 def _features(how: Options, stack: Stack, seen: Outcome, window: Window) -> jax.Array:
@@ -325,11 +324,8 @@ def _visit(
         end = jax.tree.map(jnp.subtract, end, known)
     end = jax.tree.map(lambda q: jnp.where(is_end, 0, q)[None], end)
     left, q_start = sweep(cell, own, tape, q_y, end)
-    credit = assign(cell, own, tape, q_y, left)
-    grads = contract(cell.sites, own, pres(cell, own, tape), [post[:, 0] for post in credit.posts])
-    grads |= unowned_whole(cell, own, tape, q_y, left)
-    kept = jax.tree.map(lambda q: q[0], q_start), known
-    return grads, kept, input_credit(cell, own, tape, credit) if at.below else q_y
+    grads, q_x = learned(at, q_y, left)
+    return grads, (jax.tree.map(lambda q: q[0], q_start), known), q_x
 
 
 def _taught(how: Options, state: SyntheticState, target: jax.Array) -> SyntheticState:

@@ -180,7 +180,7 @@ def _process(options: Options, frame: Frame, state: UOROState, window: Window) -
         right=sides[1],
         clock=state.clock + jnp.asarray(steps, state.clock.dtype),
     )
-    return state, grads, seen.values
+    return state, grads, seen.shown
 
 
 def _nothing_yet(stack: Stack, params: Leaves, x: Any) -> dict[str, Any]:

@@ -11,6 +11,9 @@ Reference:
     https://arxiv.org/abs/2606.00243
 """
 
+from localgrad.theory.endpoints import Endpoint as Endpoint
+from localgrad.theory.endpoints import endpoint as endpoint
+from localgrad.theory.endpoints import plateau as plateau
 from localgrad.theory.flow import Trajectory as Trajectory
 from localgrad.theory.flow import half_time as half_time
 from localgrad.theory.flow import integrate as integrate
@@ -39,15 +42,23 @@ from localgrad.theory.networks import project as project
 from localgrad.theory.networks import random_bases as random_bases
 from localgrad.theory.networks import to_params as to_params
 from localgrad.theory.networks import white_inputs as white_inputs
+from localgrad.theory.rank import WeightChange as WeightChange
 from localgrad.theory.rank import participation_ratio as participation_ratio
 from localgrad.theory.rank import rank_bound as rank_bound
+from localgrad.theory.rank import state_dimension as state_dimension
 from localgrad.theory.rank import weight_change_rank as weight_change_rank
+from localgrad.theory.shared_bases import Alignment as Alignment
+from localgrad.theory.shared_bases import alignment as alignment
+from localgrad.theory.shared_bases import lagged_correlations as lagged_correlations
+from localgrad.theory.stationary import Limits as Limits
+from localgrad.theory.stationary import Verdict as Verdict
 from localgrad.theory.stationary import characteristic as characteristic
 from localgrad.theory.stationary import convergence_rate as convergence_rate
-from localgrad.theory.stationary import endpoint as endpoint
 from localgrad.theory.stationary import jacobian as jacobian
 from localgrad.theory.stationary import limits as limits
 from localgrad.theory.stationary import optimum as optimum
-from localgrad.theory.stationary import plateau as plateau
-from localgrad.theory.stationary import stationary_points as stationary_points
 from localgrad.theory.stationary import verdict as verdict
+from localgrad.theory.stops import BestDecay as BestDecay
+from localgrad.theory.stops import Stop as Stop
+from localgrad.theory.stops import stationary_points as stationary_points
+from localgrad.theory.stops import suggest_decay as suggest_decay

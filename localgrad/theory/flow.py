@@ -16,11 +16,12 @@ from localgrad.theory.modes import (
     ModeRule,
     Modes,
     Task,
-    alike,
     descent,
-    float64,
     loss,
+    modes_of,
+    require_task,
 )
+from localgrad.theory.values import float64, known, require_inside, require_modes
 
 
 class Trajectory(NamedTuple):
@@ -74,8 +75,8 @@ def integrate(
 
     Raises:
         ImportError: without diffrax: `pip install 'localgrad[theory]'`.
-        ValueError: if `times` do not increase, an endless flow starts at `|w| >= 1`, or without
-            64-bit numbers.
+        ValueError: if `times` do not increase, an endless flow starts at `|w| >= 1`, the start or
+            the task is not finite, shapes do not fit, or without 64-bit numbers.
 
     Example:
         >>> import numpy as np
@@ -86,18 +87,12 @@ def integrate(
         >>> float(path.modes.w[-1])
         0.7000
     """
-    start = Modes(*alike(*float64(*start)))
+    require_modes("start", start)
+    require_task(task)
     _require_increasing(times)
-    if (
-        isinstance(task, Endless)
-        and not isinstance(start.w, jax.core.Tracer)
-        and np.any(np.abs(start.w) >= 1)
-    ):
-        raise ValueError(
-            f"start.w must lie inside (-1, 1) for endless sequences; got {start.w}. A Task of "
-            "finitely many steps takes any w."
-        )
-
+    if isinstance(task, Endless):
+        require_inside("start.w", start.w, "or take a Task of finitely many steps")
+    start = modes_of(start)
     named = rule.name, rule.horizon
     saved, stopped = _flow(named, rule.gain, rule.decay, start, task, times, rates, rtol, atol)
     return Trajectory(float64(times), saved, stopped)
@@ -231,9 +226,9 @@ def _room(modes: Modes) -> jax.Array:
 
 
 def _require_increasing(times: Any) -> None:
-    if isinstance(times, jax.core.Tracer):
+    found = known(times)
+    if found is None:
         return
-    found = np.asarray(times)
     if found.ndim != 1 or len(found) < 2 or not np.all(np.diff(found) > 0):
         raise ValueError(
             f"times must be at least two increasing numbers, [K]; got shape {found.shape}"

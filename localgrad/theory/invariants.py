@@ -7,7 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from localgrad.theory.modes import ALIKE, ModeRule, Modes, float64
+from localgrad.theory.modes import ALIKE, ModeRule, Modes
+from localgrad.theory.values import float64
 
 
 def conserved(rule: ModeRule, modes: Modes, rates: Modes = ALIKE) -> jax.Array:

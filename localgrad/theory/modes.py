@@ -14,6 +14,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from localgrad.theory.values import (
+    alike,
+    float64,
+    powers,
+    require_inside,
+    require_modes,
+    require_numbers,
+)
+
 
 class Modes(NamedTuple):
     """The strengths of each mode, or anything of which there is one a strength.
@@ -143,15 +152,16 @@ def rflo(feedback: Any, decay: Any) -> ModeRule:
         The rule.
 
     Raises:
-        ValueError: if a decay is not inside (-1, 1).
+        ValueError: if a decay is not inside (-1, 1), or the feedback is no number: the rule's
+            `"random"` is a draw, of which the theory needs the outcome.
 
     Example:
         >>> from localgrad import theory
         >>> theory.rflo(feedback=0.9, decay=0.4).decay
         0.4
     """
-    if not isinstance(decay, jax.core.Tracer) and not np.all(np.abs(decay) < 1):
-        raise ValueError(f"decay must lie inside (-1, 1), or traces would grow; got {decay!r}.")
+    require_numbers(feedback=feedback)
+    require_inside("decay", decay, "or traces would grow")
     return ModeRule("rflo", gain=feedback, decay=decay)
 
 
@@ -198,7 +208,8 @@ def realisable(teacher: Modes, steps: int, loss: str = "final") -> Task:
         >>> theory.realisable(theory.Modes(2.0, 0.5, 1.0), steps=3).target.tolist()
         [2.0, 1.0, 0.5]
     """
-    a, w, b = float64(*teacher)
+    require_modes("teacher", teacher)
+    a, w, b = modes_of(teacher)
     return Task((a * b)[..., None] * powers(w, steps), lag_weights(steps, loss))
 
 
@@ -220,7 +231,8 @@ def descent(rule: ModeRule, modes: Modes, task: Task | Endless) -> Modes:
         The direction, to be subtracted, [...].
 
     Raises:
-        ValueError: without 64-bit numbers.
+        ValueError: without 64-bit numbers, and for shapes that do not broadcast, targets or
+            teachers that are not finite, and a teacher of endless sequences with `|w*| >= 1`.
 
     Example:
         >>> from localgrad import theory
@@ -229,11 +241,12 @@ def descent(rule: ModeRule, modes: Modes, task: Task | Endless) -> Modes:
         >>> [float(d) for d in direction]
         [0.0, 0.0, 0.0]
     """
+    require_task(task)
     modes = Modes(*float64(*modes))
-    a, w, b, gain, decay = alike(*modes, *float64(*rule.seen(modes)))
+    gain, decay = float64(*rule.seen(modes))
+    a, w, b, gain, decay = alike(**modes._asdict(), feedback=gain, decay=decay)
     modes = Modes(a, w, b)
     if isinstance(task, Endless):
-        require_fading(task)
         return _endless_descent(modes, gain, decay, rule.horizon, task)
     steps = np.shape(task.target)[-1]
     error = _weighted(task, _errors(modes, task))
@@ -253,13 +266,27 @@ def descent(rule: ModeRule, modes: Modes, task: Task | Endless) -> Modes:
     )
 
 
-def require_fading(task: Endless) -> None:
-    """Raises if a teacher's responses grow for ever: endless sequences then have no loss."""
-    w = task.teacher.w
-    if not isinstance(w, jax.core.Tracer) and not np.all(np.abs(w) < 1):
+def require_fading(teacher: Modes) -> None:
+    """Raises unless a teacher is finite, and its responses fade: else endless ones have no loss."""
+    require_modes("teacher", teacher)
+    require_inside(
+        "teacher.w",
+        teacher.w,
+        "where responses fade, for endless sequences; a Task of finitely many steps, as realisable "
+        "makes it, takes any w",
+    )
+
+
+def require_task(task: Task | Endless) -> None:
+    """Raises unless the task is one that has a loss."""
+    if isinstance(task, Endless):
+        require_fading(task.teacher)
+        return
+    require_numbers(**{"task.target": task.target, "task.weight": task.weight})
+    target, weight = np.shape(task.target), np.shape(task.weight)
+    if not target or len(weight) > len(target) or weight[-1:] not in ((), target[-1:]):
         raise ValueError(
-            f"teacher.w must lie inside (-1, 1) for endless sequences; got {w}. A Task of finitely "
-            "many steps, as realisable makes it, takes any w."
+            f"task.weight must be [L] as task.target is [..., L]; got shapes {weight} and {target}."
         )
 
 
@@ -296,16 +323,19 @@ def loss(modes: Modes, task: Task | Endless) -> jax.Array:
     Returns:
         [...]; NaN for endless sequences and `|w| >= 1`.
 
+    Raises:
+        ValueError: as `descent` does.
+
     Example:
         >>> from localgrad import theory
         >>> teacher = theory.Modes(1.0, 0.5, 1.0)
         >>> float(theory.loss(theory.Modes(0.0, 0.0, 0.0), theory.realisable(teacher, steps=2)))
         0.625
     """
-    modes = Modes(*alike(*float64(*modes)))
+    require_task(task)
+    modes = modes_of(modes)
     if isinstance(task, Task):
         return 0.5 * _weighted(task, _errors(modes, task) ** 2).sum(-1)
-    require_fading(task)
     a_star, w_star, b_star = float64(*task.teacher)
     p, p_star, w = modes.a * modes.b, a_star * b_star, modes.w
     cross = 2 * p * p_star / (1 - w * w_star)
@@ -354,40 +384,23 @@ def leaky(modes: Modes, alpha: float) -> Modes:
     return Modes(a, (m - 1 + alpha) / alpha, beta / alpha)
 
 
-def float64(*values: Any) -> Any:
-    """The values as float64 arrays; one value alone comes back alone.
-
-    Raises:
-        ValueError: if 64-bit numbers are off.
-    """
-    if jnp.result_type(float) != jnp.float64:
-        raise ValueError(
-            "localgrad.theory needs 64-bit numbers, but jax_enable_x64 is False: in float32 its "
-            "rates and conserved quantities would be wrong. Call "
-            'jax.config.update("jax_enable_x64", True) first.'
-        )
-    found = tuple(jnp.asarray(value, jnp.float64) for value in values)
-    return found[0] if len(found) == 1 else found
-
-
-def alike(*values: jax.Array) -> list[jax.Array]:
-    """The values, broadcast to one shape, whatever their ranks."""
-    shape = np.broadcast_shapes(*(value.shape for value in values))
-    return [jnp.broadcast_to(value, shape) for value in values]
-
-
-def powers(base: jax.Array, count: int) -> jax.Array:
-    """[..., count]: base to the powers 0 .. count - 1, also for base 0, with right derivatives."""
-    ones = jnp.ones_like(base)[..., None]
-    repeated = jnp.broadcast_to(base[..., None], (*base.shape, count - 1))
-    return jnp.cumprod(jnp.concatenate([ones, repeated], axis=-1), axis=-1)
+def modes_of(modes: Modes) -> Modes:
+    """The strengths as float64 arrays of one shape."""
+    a, w, b = float64(*modes)
+    return Modes(*alike(a=a, w=w, b=b))
 
 
 def _errors(modes: Modes, task: Task) -> jax.Array:
     """[..., L]: what the modes do at each lag, less what they should."""
     target = float64(task.target)
     done = (modes.a * modes.b)[..., None] * powers(modes.w, target.shape[-1])
-    return done - jnp.broadcast_to(target, done.shape)
+    try:
+        return done - jnp.broadcast_to(target, done.shape)
+    except ValueError:
+        raise ValueError(
+            f"modes must fit task.target [..., L]; got modes {done.shape[:-1]} and target "
+            f"{target.shape}. Give one strength a row of the target."
+        ) from None
 
 
 def _weighted(task: Task, values: jax.Array) -> jax.Array:

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from localgrad.theory.modes import Modes, alike, float64
+from localgrad.theory.modes import Modes, modes_of
+from localgrad.theory.values import float64
 
 
 class Bases(NamedTuple):
@@ -175,7 +176,7 @@ def aligned(modes: Modes, bases: Bases, others: Any = 0.0) -> Weights:
         >>> [m.shape for m in theory.aligned(modes, bases)]
         [(2, 5), (5, 5), (5, 2)]
     """
-    a, w, b = alike(*float64(*modes))
+    a, w, b = modes_of(modes)
     count, units = len(a), len(bases.P)
     _require_room(count, bases)
     u, p, v = bases.U[:, :count], bases.P[:, :count], bases.V[:, :count]

@@ -102,10 +102,13 @@ def bptt(model: Any, params: Any, steps: Steps) -> Any:
     return jax.grad(lambda p: weighed(outputs_of(model, p, steps), steps))(params)
 
 
-def tbptt(model: Any, params: Any, steps: Steps, horizon: Any, longest: int = 7) -> Any:
-    """The sum of each loss's own gradient, run again from a fixed carry `horizon` steps back.
+def tbptt(
+    model: Any, params: Any, steps: Steps, horizon: Any, stride: Any = 1, longest: int = 7
+) -> Any:
+    """The sum of each loss's own gradient, run again from a fixed carry further back.
 
-    One program serves every horizon up to `longest`.
+    That is `horizon - 1` steps before its block of `stride` steps. One program serves every
+    horizon and stride with `horizon + stride - 1` up to `longest`.
     """
     step, start = runner(model)
     initial = start(steps.inputs[0])
@@ -118,7 +121,7 @@ def tbptt(model: Any, params: Any, steps: Steps, horizon: Any, longest: int = 7)
     _, entering = jax.lax.scan(enter, initial, (steps.inputs, steps.reset))
 
     def loss_at(params: Any, s: jax.Array) -> jax.Array:
-        oldest = jnp.maximum(s - horizon + 1, 0)
+        oldest = jnp.maximum(s - s % stride - horizon + 1, 0)
 
         def go(carry: Any, t: jax.Array) -> tuple[Any, jax.Array]:
             now = jnp.minimum(t, length - 1)

@@ -136,6 +136,14 @@ MODELS: dict[str, Model] = {
     "two_rates": Model(
         _read(lambda: nn.SimpleCell(N, **_stock), lambda: _rate(N - 1)), ("simple", "rate")
     ),
+    "nnx_two": Model(
+        lambda: localgrad.NNXNetwork(
+            [nnx.LSTMCell(IN, N, **_nnx()), nnx.GRUCell(N, N - 1, **_nnx())],
+            readout=nnx.Linear(N - 1, OUT, **_nnx()),
+        ),
+        ("nnx_lstm", "nnx_gru"),
+        ("gated",),
+    ),
     "embed": Model(
         _read(
             lambda: _rate(N, alpha=_leaks, learn_alpha=True),
@@ -160,7 +168,7 @@ def _refusal(case: Case) -> str | None:
     return RULES[case.rule].refusal(MODELS[case.model].traits)
 
 
-ALIKE = ("rate", "mgu", "nnx_simple", "nnx_lstm", "two_rates", "rtu")
+ALIKE = ("rate", "mgu", "nnx_simple", "nnx_lstm", "nnx_two", "two_rates", "rtu")
 """Models that are much like others; rules that are tried on all are so on these in slow tests."""
 
 
@@ -244,11 +252,10 @@ def build(name: str) -> Built:
     model = row.make()
     if isinstance(model, nnx.Module):
         model, params = localgrad.from_nnx(model)
-        width = N
     else:
         carry = model.initialize_carry(jax.random.key(0), inputs[:, 0].shape)
         params = jax.jit(model.init)(jax.random.key(0), carry, inputs[:, 0])["params"]
-        width = OUT
+    width = N if "bare" in row.traits else OUT
     params = jax.tree.map(
         lambda a: jnp.asarray(np.asarray(a) + 0.3 * rng.normal(size=a.shape)), params
     )

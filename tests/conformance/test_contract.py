@@ -98,14 +98,19 @@ def only(state: Any, example: int) -> list:
     return [np.asarray(leaf).take(example, axis=leaf.shape.index(B)) for leaf in held]
 
 
+REACHES = {"tbptt": (3, 1), "strided": (2, 4)}
+"""Horizon and stride of the oracles that truncate."""
+
+
 @functools.cache
 def program(model: str, oracle: str):
     """An oracle for one model, compiled: `(params, steps, feedback) -> updates`."""
     built = build(model)
     if oracle == "bptt":
         return jax.jit(lambda params, steps, _: oracles.bptt(built.model, params, steps))
-    if oracle == "tbptt":
-        return jax.jit(lambda params, steps, _: oracles.tbptt(built.model, params, steps, 3))
+    if oracle in REACHES:
+        reach = REACHES[oracle]
+        return jax.jit(lambda params, steps, _: oracles.tbptt(built.model, params, steps, *reach))
     net = oracles.net_of(MODELS[model].cells, built.model, oracles.steps_of(built.batch))
     if oracle == "readout":
         return jax.jit(lambda params, steps, _: oracles.readout(net, params, steps))
@@ -118,7 +123,7 @@ def expected(case: Case, batch: Batch, cut: Any = (), oracle: str | None = None)
     """What the case's oracle (or another) says of a batch, with credit cut before some steps."""
     oracle = oracle or RULES[case.rule].expectation
     params = build(case.model).params
-    if oracle not in ("bptt", "tbptt"):
+    if oracle not in ("bptt", *REACHES):
         params = groups(params)
     feedback = getattr(start(case), "feedback", None)
     return groups(program(case.model, oracle)(params, oracles.steps_of(batch, cut), feedback))

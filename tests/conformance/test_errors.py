@@ -2,11 +2,13 @@
 
 import functools
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 from flax import nnx
 
@@ -113,6 +115,7 @@ def test_a_stream_has_its_number_of_examples_and_its_example():
     [
         (r'reduction must be "mean" or "sum"; got \'avg\'', {"reduction": "avg"}),
         ("batch_size must be a positive integer or None; got 0", {"batch_size": 0}),
+        ("batch_size must be a positive integer or None; got True", {"batch_size": True}),
         ("window must be a positive integer or None; got 0", {"window": 0}),
         ("window must be a positive integer or None; got 2.5", {"window": 2.5}),
         (r'feedback must be "symmetric".*array \(N, O\).*got \'mirror\'', {"feedback": "mirror"}),
@@ -122,12 +125,18 @@ def test_a_stream_has_its_number_of_examples_and_its_example():
             {"feedback": "random", "key": jax.random.PRNGKey(0)},
         ),
         ("typed PRNG key.*int", {"feedback": "random", "key": 0}),
+        ("got a key, but with feedback='symmetric' it draws nothing. Leave key out", {"key": KEY}),
+        (
+            "got a key, but with feedback=weights that are given",
+            {"feedback": np.ones((N, OUT)), "key": KEY},
+        ),
         ("feedback of cells_0 holds NaN", {"feedback": np.full((N, OUT), np.nan)}),
         (r"must be \(N, O\) = \(4, 6\); got shape \(6, 4\)", {"feedback": np.ones((OUT, N))}),
         (r"\['cells_0'\]; got \['gru'\]", {"feedback": {"gru": np.ones((N, OUT))}}),
         (r"one array a cell, for \['cells_0'\]", {"feedback": [np.ones((N, OUT))] * 2}),
         ("horizon must be a positive integer.*got 0", {"factory": localgrad.tbptt, "horizon": 0}),
         ("horizon must be .*got 2.0", {"factory": localgrad.tbptt, "horizon": 2.0}),
+        ("stride must be .*got 0", {"factory": localgrad.tbptt, "horizon": 1, "stride": 0}),
         (r"order=2 on cell.* dense.*localgrad\.rtrl", {"factory": localgrad.snap, "order": 2}),
         (
             r"would take .* more than max_influence_bytes = .* batch_size=2 .*localgrad\.snap",
@@ -295,29 +304,6 @@ def test_a_model_is_a_flax_cell():
     refused("without nn.RNN", localgrad.bptt, nn.RNN(nn.GRUCell(N)), optax.l2_loss)
     layer = nnx.Linear(IN, N, rngs=nnx.Rngs(0))
     refused("Linear is no recurrent cell", localgrad.from_nnx, layer)
-    refused("made of Linen modules; got GRUCell.*from_nnx", Network, (raw,))
-
-
-class NNXDropped(nnx.Module):
-    """A cell that drops units."""
-
-    def __init__(self):
-        self.cell = nnx.GRUCell(IN, N, rngs=nnx.Rngs(0))
-        self.dropout = nnx.Dropout(0.5, rngs=nnx.Rngs(0))
-
-    def initialize_carry(self, input_shape, rngs):
-        return self.cell.initialize_carry(input_shape, rngs)
-
-
-class NNXNormed(nnx.Module):
-    """A cell with statistics of batches."""
-
-    def __init__(self):
-        self.cell = nnx.GRUCell(IN, N, rngs=nnx.Rngs(0))
-        self.norm = nnx.BatchNorm(N, rngs=nnx.Rngs(0))
-
-    def initialize_carry(self, input_shape, rngs):
-        return self.cell.initialize_carry(input_shape, rngs)
 
 
 @pytest.mark.parametrize("factory", [localgrad.bptt, localgrad.eprop, localgrad.rtrl])
@@ -329,8 +315,6 @@ def test_a_step_is_pure(factory):
     refused(
         f"BatchNormed cannot be run .*{hint}", run, BATCH, factory, zoo.BatchNormed(), statistics
     )
-    refused("NNXDropped holds Rng.*Remove BatchNorm, Dropout", localgrad.from_nnx, NNXDropped())
-    refused("NNXNormed holds BatchStat", localgrad.from_nnx, NNXNormed())
 
 
 def test_a_batch_is_given():
@@ -353,7 +337,7 @@ def test_an_input_has_the_axes_its_cell_takes():
 
 def test_a_readout_has_parameters():
     params = {"cells_0": params_of(NETWORK)["cells_0"]}
-    refused("nothing for the readout .*optax.masked", run, params=params)
+    refused("nothing for the readout .*all of this model's params", run, params=params)
 
 
 def test_a_carry_fits_the_model():
@@ -377,6 +361,98 @@ def test_learn_needs_a_streaming_rule_and_an_optimizer():
 def test_learn_checks_its_chunk():
     tx = optax.chain(localgrad.eprop(NETWORK, optax.l2_loss, batch_size=B), optax.sgd(0.1))
     params = params_of(NETWORK)
-    for chunk in (0, 2.0):
-        message = f"chunk must be a positive integer, in time steps; got {chunk}"
+    for chunk in (0, 2.0, True):
+        message = f"chunk must be a positive integer; got {chunk}. It is counted in time steps"
         refused(message, localgrad.learn, tx, params, tx.init(params), BATCH, chunk)
+
+
+def test_a_metric_gives_one_value_an_example():
+    tx = optax.chain(localgrad.eprop(NETWORK, optax.l2_loss, batch_size=B), optax.sgd(0.1))
+    params = params_of(NETWORK)
+    metric = lambda y, target: jnp.abs(y - target).mean()  # noqa: E731
+    message = r"one value an example.* B = 2; got shape \(\) .*Do not average"
+    learn = functools.partial(localgrad.learn, metric=metric)
+    refused(message, learn, tx, params, tx.init(params), BATCH, T)
+
+
+def test_sizes_may_be_numpys():
+    run(batch_size=np.int64(B), window=np.int32(2))
+    tx = optax.chain(localgrad.eprop(NETWORK, optax.l2_loss, batch_size=B), optax.sgd(0.1))
+    params = params_of(NETWORK)
+    losses = localgrad.learn(tx, params, tx.init(params), BATCH, np.int64(T))[2]
+    assert losses.shape == (1,)
+
+
+BEHIND = {
+    "before": (lambda rule: optax.chain(optax.clip(1.0), rule, optax.sgd(0.1)), "before its rule"),
+    "nested": (
+        lambda rule: optax.chain(optax.chain(optax.scale(2.0), rule), optax.sgd(0.1)),
+        "before its rule",
+    ),
+    "finite": (
+        lambda rule: optax.apply_if_finite(optax.chain(rule, optax.sgd(0.1)), 5),
+        r"apply_if_finite around a rule.*chain\(rule, optax.apply_if_finite\(",
+    ),
+    "steps": (
+        lambda rule: optax.MultiSteps(optax.chain(rule, optax.sgd(0.1)), 2),
+        r"MultiSteps around a rule.*MultiSteps\(\.\.\.\)\.gradient_transformation\(\)",
+    ),
+    "flat": (
+        lambda rule: optax.flatten(optax.chain(rule, optax.sgd(0.1))),
+        r"one array of shape \(.*chain\(rule, optax.flatten",
+    ),
+    "groups": (
+        lambda rule: optax.multi_transform(
+            {"a": rule, "b": optax.sgd(0.1)}, {"cells_0": "a", "readout": "b"}
+        ),
+        r"MaskedNode in place of readout.*multi_transform behind the rule.*localgrad\.mix",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BEHIND)
+def test_what_optax_has_goes_behind_the_rule(name):
+    wrap, message = BEHIND[name]
+    tx, params = wrap(localgrad.eprop(NETWORK, optax.l2_loss, batch_size=B)), params_of(NETWORK)
+    refused(f"(?s){message}", lambda: localgrad.learn(tx, params, tx.init(params), BATCH, T))
+
+
+def test_behind_the_rule_they_work():
+    params = params_of(NETWORK)
+    rule = localgrad.eprop(NETWORK, optax.l2_loss, batch_size=B)
+    plain = optax.chain(rule, optax.adam(0.1))
+    expected = localgrad.learn(plain, params, plain.init(params), BATCH, T)[0]
+    for behind in (optax.apply_if_finite(optax.adam(0.1), 5), optax.flatten(optax.adam(0.1))):
+        tx = optax.chain(rule, behind)
+        learned = localgrad.learn(tx, params, tx.init(params), BATCH, T)[0]
+        chex.assert_trees_all_close(learned, expected, atol=1e-7)
+
+
+def test_a_state_is_restored_to_a_target(tmp_path):
+    rule, params = localgrad.eprop(NETWORK, optax.l2_loss, batch_size=B), params_of(NETWORK)
+    tx = optax.chain(rule, optax.sgd(0.1))
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "state", tx.init(params))
+        checkpointer.wait_until_finished()
+        state = checkpointer.restore(tmp_path / "state")
+    hint = r"pass it a target, as in checkpointer.restore\(path, jax.eval_shape"
+    refused(f"as a dict.*{hint}", rule, params, state[0], BATCH)
+    refused(f"as a dict.*{hint}", localgrad.learn, tx, params, state, BATCH, T)
+
+
+def test_one_layer_is_not_both_ends():
+    layer = nn.Dense(N)
+    message = "encoder and readout are the same Dense object.*bptt, tbptt and rtrl"
+    refused(message, Network, (nn.GRUCell(N),), readout=layer, encoder=layer)
+
+
+def test_an_episode_of_one_step_is_asked_about():
+    first = jax.tree.map(lambda a: a[:, :1], BATCH)
+    params = params_of(NETWORK)
+    rule = localgrad.readout_only(NETWORK, optax.l2_loss)
+    with pytest.warns(UserWarning, match=r"T = 1.*remembers nothing.*batch_size=2.*batch\.reset"):
+        rule(params, rule.init(params), first)
+    rule(params, rule.init(params), first)  # compiled: nothing is said again
+    stream = localgrad.readout_only(NETWORK, optax.l2_loss, batch_size=B)
+    stream(params, stream.init(params), first)
+    rule(params, rule.init(params), first._replace(reset=np.ones((B, 1), bool)))

@@ -38,7 +38,7 @@ def learn(rule, params, batch, length=T):
 
 @functools.cache
 def brute_force(model):
-    """The oracle of tbptt, compiled once a model: `(params, steps, horizon) -> updates`."""
+    """The oracle of tbptt, compiled once a model: `(params, steps, horizon, stride) -> updates`."""
     return jax.jit(functools.partial(oracles.tbptt, build(model).model))
 
 
@@ -52,10 +52,34 @@ def test_tbptt_credits_each_loss_with_its_last_steps(model, horizon):
     tbptt = functools.partial(
         localgrad.tbptt, built.model, optax.l2_loss, horizon=horizon, reduction="sum"
     )
-    expected = groups(brute_force(model)(built.params, oracles.steps_of(batch), horizon))
+    expected = groups(brute_force(model)(built.params, oracles.steps_of(batch), horizon, 1))
     close(learn(tbptt(window=6), built.params, batch), expected)
     # In calls of 4 steps the longest horizon reaches back over two calls.
     close(learn(tbptt(batch_size=B, example=built.example), built.params, batch, 4), expected)
+
+
+@pytest.mark.parametrize(
+    "horizon, stride",
+    [(3, 4), *(pytest.param(*r, marks=pytest.mark.slow) for r in [(1, 7), (6, 2)])],
+)
+@pytest.mark.parametrize("model", [pytest.param("two_rates", marks=pytest.mark.slow), "embed"])
+def test_tbptt_credits_blocks_of_losses_together(model, horizon, stride):
+    built = build(model)
+    batch = fed(built.batch)
+    tbptt = functools.partial(
+        localgrad.tbptt,
+        built.model,
+        optax.l2_loss,
+        horizon=horizon,
+        stride=stride,
+        reduction="sum",
+        example=built.example,
+    )
+    expected = groups(brute_force(model)(built.params, oracles.steps_of(batch), horizon, stride))
+    close(learn(tbptt(), built.params, batch), expected)
+    close(learn(tbptt(window=6), built.params, batch), expected)
+    # Calls begin within blocks, and end there.
+    close(learn(tbptt(batch_size=B, window=3), built.params, batch, 5), expected)
 
 
 @pytest.mark.parametrize("horizon", [T, T + 5])

@@ -15,6 +15,7 @@ import optax
 import pytest
 
 import localgrad
+from localgrad.core.contract.objective import Shown
 from localgrad.core.contract.state import fresh, is_state
 from localgrad.core.frame import Recipe, windowed_rule
 from localgrad.core.passes.forward import CUT, Method, Settle
@@ -69,7 +70,8 @@ def settled_process(frame, state, window):
     carries = frame.stack.unpack(state.carry)
     ran = run(frame.stack, frame.params, carries, window.inputs, window.reset, settle=settle)
     values = frame.objective.values(ran.outputs, window.targets, window.weight)
-    return state._replace(carry=frame.stack.pack(ran.carries)), {}, values
+    shown = Shown(values, ran.outputs)
+    return state._replace(carry=frame.stack.pack(ran.carries)), {}, shown
 
 
 def test_a_rule_may_see_each_target_before_its_next_step():

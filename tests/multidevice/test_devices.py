@@ -54,6 +54,46 @@ def test_a_batch_sharded_over_devices_gives_the_same(name, problem):
     chex.assert_trees_all_close(*jax.device_get((new, after)), atol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["eprop", "node_perturbation"])
+def test_the_axes_of_a_mesh_may_be_explicit(name, problem):
+    """Updates lie as the parameters do, the state as it did, outputs as the inputs."""
+    model, params, batch = problem
+    large = {"scale": 1.0} if "scale" in RULES[name].settings else {}
+    rule = RULES[name].make(model, optax.l2_loss, batch_size=B, **large)
+    tx = optax.chain(rule, optax.sgd(1.0))
+    keep = lambda outputs, targets: outputs  # noqa: E731
+    learn = jax.jit(lambda p, s, b: localgrad.learn(tx, p, s, b, chunk=3, metric=keep))
+    expected = learn(params, tx.init(params), batch)
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Explicit,))
+    split = NamedSharding(mesh, PartitionSpec("data"))
+    whole = jax.device_put(params, NamedSharding(mesh, PartitionSpec()))
+    spread = localgrad.Batch(*(None if a is None else jax.device_put(a, split) for a in batch))
+    found = learn(whole, tx.init(whole), spread)
+    assert found[3].sharding.spec[0] == "data"
+    for a, b in zip((found[0], *found[2:]), (expected[0], *expected[2:]), strict=True):
+        chex.assert_trees_all_close(*jax.device_get((a, b)), atol=1e-6)
+
+
+def test_shard_map_does_not_check_what_varies(problem):
+    model, params, batch = problem
+    rule = localgrad.eprop(model, optax.l2_loss)
+    updates, state = rule(params, rule.init(params), batch)
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+
+    def step(params, inputs, targets):
+        found, _ = rule(params, rule.init(params), localgrad.Batch(inputs, targets))
+        return jax.lax.pmean(found, "data")
+
+    none, split = PartitionSpec(), PartitionSpec("data")
+    place = functools.partial(
+        jax.shard_map, step, mesh=mesh, in_specs=(none, split, split), out_specs=none
+    )
+    with pytest.raises(ValueError, match=r"eprop .*shard_map.*\['data'\].*check_vma=False"):
+        place()(params, batch.inputs, batch.targets)
+    found = jax.jit(place(check_vma=False))(params, batch.inputs, batch.targets)
+    chex.assert_trees_all_close(*jax.device_get((found, updates)), atol=1e-6)
+
+
 # The examples of a device draw what those of another draw: a random rule's mean is no other's.
 @pytest.mark.parametrize("name", [name for name, row in RULES.items() if not row.random])
 def test_a_pmean_over_pmapped_devices_gives_the_same(name, problem):

@@ -215,5 +215,5 @@ def test_what_it_refuses():
     with refused(match=r"must name .*\['cells_0/h'\]; got \['cells_0/i'\]"):
         snap(model, mask={"cells_0": {"i": MASK}}).init(params)
     for order in (0, 1.5, True):
-        with refused(match=f"order must be an int, 1 or more; got {order}"):
+        with refused(match=f"order must be a positive integer; got {order}"):
             snap(model, order=order)

@@ -108,8 +108,14 @@ def test_gradient_steps_follow_the_mode_map(rule):
     np.testing.assert_allclose(rows, found["modes_abw"][1:], rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("loss", ["final", pytest.param("per_step", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("rule", RULES)
+SLOW_FLOWS = [(n, loss) for n in RULES for loss in ("final", "per_step")]
+SLOW_FLOWS.remove(("rflo", "final"))
+
+
+@pytest.mark.parametrize(
+    "rule, loss",
+    [("rflo", "final"), *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW_FLOWS)],
+)
 def test_the_rules_flow_follows_the_mode_equations(rule, loss):
     """Gradient flow of a whole network, its velocity made by the library's rule."""
     bases = theory.random_bases(jax.random.key(0), outputs=3, units=5, inputs=2)

@@ -1,5 +1,7 @@
 """The low rank of what RFLO learns: exact where the theory says, and broken where it says."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -14,21 +16,37 @@ from tests.theory.problems import golden, half_square
 UNITS, OUTPUTS = 12, 2
 
 
-def change(rule: str, tx, *, alpha=0.4, activation=lambda u: u, scale=1.0, freeze=False) -> dict:
+FACTORIES = {
+    "rflo": functools.partial(localgrad.rflo, key=jax.random.key(1)),
+    "eprop, fixed": functools.partial(localgrad.eprop, feedback="random", key=jax.random.key(1)),
+    "eprop": localgrad.eprop,
+    "snap": functools.partial(localgrad.snap, feedback="random", key=jax.random.key(1)),
+    "tbptt": functools.partial(localgrad.tbptt, horizon=1),
+    "bptt": localgrad.bptt,
+}
+
+
+def change(
+    rule: str,
+    tx,
+    *,
+    alpha=0.4,
+    activation=lambda u: u,
+    scale=1.0,
+    freeze=False,
+    outputs=OUTPUTS,
+    dtype=jnp.float64,
+) -> dict:
     """Trains 60 minibatches on a random task, nothing aligned; the change of the cell's weights."""
-    cell = localgrad.RateCell(UNITS, alpha=alpha, activation=activation, param_dtype=jnp.float64)
-    model = localgrad.Network((cell,), nn.Dense(OUTPUTS, use_bias=False, param_dtype=jnp.float64))
-    if rule == "rflo":
-        learner = localgrad.rflo(model, half_square, key=jax.random.key(1))
-    elif rule == "tbptt":
-        learner = localgrad.tbptt(model, half_square, horizon=1)
-    else:
-        learner = localgrad.bptt(model, half_square)
+    cell = localgrad.RateCell(UNITS, alpha=alpha, activation=activation, param_dtype=dtype)
+    model = localgrad.Network((cell,), nn.Dense(outputs, use_bias=False, param_dtype=dtype))
+    learner = FACTORIES[rule](model, half_square)
     rng = np.random.default_rng(0)
     inputs = scale * np.cumsum(rng.normal(size=(60, 4, 7, 3)), axis=2)  # coloured
-    targets = scale * rng.normal(size=(60, 4, 7, OUTPUTS))
+    targets = scale * rng.normal(size=(60, 4, 7, outputs))
+    inputs, targets = (jnp.asarray(v, dtype) for v in (inputs, targets))
     carry = model.initialize_carry(jax.random.key(0), (4, 3))
-    params = model.init(jax.random.key(2), carry, jnp.asarray(inputs[0, :, 0]))["params"]
+    params = model.init(jax.random.key(2), carry, inputs[0, :, 0])["params"]
     if freeze:
         after = optax.partition(
             {"train": tx, "freeze": optax.set_to_zero()},
@@ -42,7 +60,7 @@ def change(rule: str, tx, *, alpha=0.4, activation=lambda u: u, scale=1.0, freez
         updates, state = chain.update(None, state, params, batch=localgrad.Batch(*now))
         return (optax.apply_updates(params, updates), state), None
 
-    data = (jnp.asarray(inputs), jnp.asarray(targets))
+    data = inputs, targets
     (last, _), _ = jax.jit(lambda p: jax.lax.scan(step, (p, chain.init(p)), data))(params)
     drop = {"i": {"kernel": None}, "h": {"kernel": None}}
     pick = lambda tree: {k: {"kernel": tree["cells_0"][k]["kernel"]} for k in drop}  # noqa: E731
@@ -74,14 +92,59 @@ def test_time_constants_multiply_the_rank():
 
 @pytest.mark.parametrize(
     "rule, tx",
-    [("rflo", optax.adam(0.01)), ("bptt", optax.sgd(0.004)), ("tbptt", optax.sgd(0.004))],
+    [
+        ("rflo", optax.adam(0.01)),
+        *((name, optax.sgd(0.004)) for name in ("bptt", "tbptt", "eprop", "snap")),
+    ],
 )
 def test_what_has_no_bound(rule, tx):
     assert change(rule, tx)["joint"].rank > 3 * OUTPUTS
 
 
-def test_truncated_bptt_with_a_frozen_readout():
-    assert change("tbptt", optax.sgd(0.004), freeze=True)["joint"].rank == OUTPUTS
+@pytest.mark.parametrize("rule", ["tbptt", "eprop"])
+def test_a_frozen_readout_is_fixed_feedback(rule):
+    assert change(rule, optax.sgd(0.004), freeze=True)["joint"].rank == OUTPUTS
+
+
+def test_linear_eprop_with_fixed_feedback_is_rflo():
+    """The same numbers."""
+    found = (change(rule, optax.sgd(0.004))["joint"] for rule in ("rflo", "eprop, fixed"))
+    one, other = (spectrum.singular_values for spectrum in found)
+    np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-14)
+
+
+def test_with_one_output_adam_keeps_rank_one_but_for_its_epsilon():
+    found = [
+        change("rflo", optax.adam(0.01, eps=eps), outputs=1)["joint"].singular_values
+        for eps in (1e-30, 1e-8)
+    ]
+    ratio = [values[1] / values[0] for values in found]
+    assert ratio[0] < 1e-12 < ratio[1] < 1e-3
+
+
+def test_rounding_is_no_rank():
+    """What float32 leaves beside two directions is known for noise, and a third one is not."""
+    found = change("rflo", optax.sgd(0.004), dtype=jnp.float32)
+    assert found["joint"].rank == OUTPUTS
+    assert found["joint"].singular_values[OUTPUTS] > 1e-9 * found["joint"].singular_values[0]
+    for dtype, kept in ((np.float64, 3), (np.float32, 2), (jnp.bfloat16, 1)):
+        before = {"w": jnp.zeros((3, 3), dtype)}
+        after = {"w": jnp.diag(jnp.asarray([1.0, 0.01, 1e-6], dtype))}
+        assert theory.weight_change_rank(before, after)["w"].rank == kept
+
+
+def test_state_dimension():
+    """Two of three directions vary, one with half the deviation: (1 + 1/4)^2 / (1 + 1/16)."""
+    turn = np.linspace(0, 2 * np.pi, 12, endpoint=False)
+    states = np.stack([np.cos(turn), 0.5 * np.sin(turn), np.full(12, 7.0)], -1)
+    turned = states @ np.linalg.qr(np.random.default_rng(0).normal(size=(3, 3)))[0]
+    want = 1.25**2 / (1 + 1 / 16)
+    np.testing.assert_allclose(theory.state_dimension(turned.reshape(3, 4, 3)), want, rtol=1e-12)
+    assert theory.state_dimension(np.ones((4, 3))) == 0.0
+    with pytest.raises(ValueError, match="states must be finite"):
+        theory.state_dimension([[np.nan, 1.0], [0.0, 1.0]])
+    with pytest.raises(ValueError, match="two or more"):
+        theory.state_dimension(np.ones(3))
 
 
 def test_a_nonlinearity_breaks_it_by_the_amplitude_squared():

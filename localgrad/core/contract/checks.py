@@ -30,9 +30,15 @@ def number(name: str, value: Any, must: str, hint: str = "") -> float:
     return float(value)
 
 
+def is_integer(value: Any, least: int) -> bool:
+    """Whether it is an integer, NumPy's too but no bool, and not below the least."""
+    whole = isinstance(value, Integral) and not isinstance(value, bool | np.bool_)
+    return whole and int(value) >= least
+
+
 def positive_integer(name: str, value: Any, hint: str = "") -> int:
-    """A positive integer, NumPy's too; raises for anything else."""
-    if not isinstance(value, Integral) or isinstance(value, bool | np.bool_) or value < 1:
+    """A positive integer as Python's own; raises for anything else."""
+    if not is_integer(value, 1):
         raise ValueError(f"{name} must be a positive integer; got {value!r}. {hint}".strip())
     return int(value)
 
@@ -51,8 +57,7 @@ def require_choices(loss: Any, batch_size: int | None, window: int | None, reduc
             "Any optax loss of one time step will do, e.g. optax.l2_loss."
         )
     for name, value in (("batch_size", batch_size), ("window", window)):
-        whole = isinstance(value, int) and not isinstance(value, bool)
-        if value is not None and (not whole or value < 1):
+        if value is not None and not is_integer(value, 1):
             raise ValueError(f"{name} must be a positive integer or None; got {value!r}.")
     if reduction not in ("mean", "sum"):
         raise ValueError(f'reduction must be "mean" or "sum"; got {reduction!r}.')

@@ -12,6 +12,18 @@ from localgrad.core.ownership.reach import calls_out, dependencies
 from localgrad.core.steps import merge_steps, split_steps
 
 
+class Shown(NamedTuple):
+    """What a window's forward pass shows.
+
+    Attributes:
+        values: the weighted losses [W, B].
+        outputs: the model's outputs, leaves [W, B, ...].
+    """
+
+    values: jax.Array
+    outputs: Any
+
+
 class Objective(NamedTuple):
     """A loss of one time step, and what its credit is scaled by.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from numbers import Real
 from typing import Any, NamedTuple
 
 import jax
@@ -47,7 +48,7 @@ def held_bytes(nothing: Callable[[], Any]) -> int:
 
 def room_of(needed: Callable[[Any, Any, int], int], limit: Any, what: str, instead: str) -> Room:
     """A `Room`; raises for a limit that is no number of bytes."""
-    if isinstance(limit, bool) or not isinstance(limit, (int, float)) or not limit >= 0:
+    if isinstance(limit, bool) or not isinstance(limit, Real) or not float(limit) >= 0:
         raise ValueError(
             f"max_influence_bytes must be a number of bytes, 0 or more; got {limit!r}. 4 GiB are "
             "4 * 1024**3."

@@ -42,6 +42,18 @@ class CarryState(NamedTuple):
     outlives = ()
 
 
+class WithOutputs(NamedTuple):
+    """A rule's state after a call that was asked for the model's outputs.
+
+    Attributes:
+        state: the state.
+        outputs: leaves [B, T, ...], made before the call's update.
+    """
+
+    state: Any
+    outputs: Any
+
+
 def is_state(x: Any) -> TypeGuard[Any]:
     """Whether `x` is the state of a rule."""
     return isinstance(x, tuple) and hasattr(x, "outlives")
@@ -104,10 +116,24 @@ def require_own(rule: str, state: Any, kind: type, batch_size: int | None) -> No
         return
     if isinstance(state, kind):
         made = f"that of a rule made with{'out' if state.carry is None else ''} batch_size"
+    if is_restored(state):
+        raise ValueError(f"{rule} got its state as a {made}. {RESTORE}")
     raise ValueError(
         f"{rule} with batch_size={batch_size} got a state that is not its own ({made}); begin with "
         "its own init(params)."
     )
+
+
+RESTORE = (
+    "Orbax gives dicts and lists where it is not told what to restore: pass it a target, as in "
+    "checkpointer.restore(path, jax.eval_shape(lambda: (params, tx.init(params))))."
+)
+"""What to do about a state that was restored without a target."""
+
+
+def is_restored(x: Any) -> bool:
+    """Whether `x` was a rule's state before it was saved, and restored without a target."""
+    return isinstance(x, dict) and {"loss", "carry", "initial_carry"} <= x.keys()
 
 
 def require_like(rule: str, state: Any, own: Any) -> None:

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from localgrad.core.model.modules import Module
+from localgrad.core.model.statistics import NAMES
 from localgrad.core.model.synapses import (
     CHAINED,
     OUTPUT,
@@ -214,6 +215,10 @@ def require_fidelity(cell: Anatomy, found: Findings, name: str) -> None:
 
 
 WAY_OUT = "Use an exact rule (bptt, tbptt, rtrl) or another cell."
+HOLD = (
+    f"If {NAMES} joins its units, held_statistics=True leaves the credit of its statistics out, "
+    "with a bias. Else use an exact rule (bptt, tbptt, rtrl) or another cell."
+)
 
 
 def require_real(cell: Anatomy, carry: Any, name: str, rule: str) -> None:
@@ -254,6 +259,7 @@ def require_local(
     require_layers(cell, name, rule)
     where = f"{rule} cannot credit {name} ({cell.module.name})"
     way_out, units = WAY_OUT, jax.tree.leaves(carry)[0].shape[-1]
+    hold = WAY_OUT if cell.module.held_statistics else HOLD
     paths = [site.layer.path for site in cell.sites]
     for site, leak, meets in zip(cell.sites, found.drives, found.meetings.drives, strict=True):
         label = f"layer {'/'.join(site.layer.path)}"
@@ -276,7 +282,7 @@ def require_local(
         if site.role != OUTPUT and (not leak <= 0 or meets):
             raise ValueError(
                 f"{where}: {label} reaches other units than its own {_seen(leak)}, as under a "
-                f"normalisation over units. {way_out}"
+                f"normalisation over units. {hold}"
             )
     for path in cell.unowned_reach:
         reaches = found.unowned.get(path, 0.0) > 0 or path in found.meetings.unowned
@@ -284,12 +290,12 @@ def require_local(
             raise ValueError(
                 f"{where}: parameter {'/'.join(path)} of shape {params[path].shape} belongs to no "
                 f"layer that localgrad can see (one inside nn.jit, nn.remat or nn.WeightNorm is "
-                f"not) and is not one number a unit. {way_out}"
+                f"not) and is not one number a unit. {hold}"
             )
     if not found.carry <= 0 or found.meetings.carry:
         raise ValueError(
             f"{where}: the state of one unit reaches another's outside any layer "
-            f"{_seen(found.carry)}. {way_out}"
+            f"{_seen(found.carry)}. {hold}"
         )
     _require_claimed(cell, params, where, way_out)
 
@@ -299,7 +305,8 @@ def _seen(leak: Any) -> str:
 
 
 def _is_unit(leaf: Any, units: int) -> bool:
-    return leaf.size == 1 or (leaf.size == units and leaf.shape[-1] == units)
+    """Whether a parameter is one number for all units, or some for each, as a layer's columns."""
+    return leaf.size == 1 or (leaf.size == leaf.shape[-1] and leaf.size % units == 0)
 
 
 def _require_claimed(cell: Anatomy, params: Leaves, where: str, way_out: str) -> None:

@@ -6,6 +6,7 @@ A *synapse* is a linear Flax layer. Its `pre` is what the layer receives, its *d
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -16,7 +17,9 @@ import jax
 from flax import nnx
 from flax.traverse_util import unflatten_dict
 
+from localgrad.core.model.constants import Constants, held_by, require_unchanged
 from localgrad.core.model.decorrelation import Decorrelation
+from localgrad.core.model.statistics import LINEN_NORMS, NNX_NORMS, hold, holding
 from localgrad.core.params import Leaves, Path, flatten
 
 LINEN_SYNAPSES = (
@@ -50,18 +53,42 @@ Tap = Callable[[Layer, Any], Any]
 
 @dataclasses.dataclass(frozen=True)
 class LinenModule:
-    """A Linen module as a pure function of flat parameters."""
+    """A Linen module as a pure function of flat parameters.
+
+    Attributes:
+        module: the module.
+        held_statistics: whether the statistics of its normalisations carry no credit.
+    """
 
     module: nn.Module
+    held_statistics: bool = False
+
+    @property
+    def kind(self) -> type:
+        """The class of the wrapped module."""
+        return type(self.module)
 
     @property
     def name(self) -> str:
-        """The class of the wrapped module."""
-        return type(self.module).__name__
+        """The class of the wrapped module, in words."""
+        return self.kind.__name__
 
     def apply(self, params: Leaves, *args: Any) -> Any:
         """Calls the module."""
-        return self.module.apply({"params": unflatten_dict(params)}, *args)
+        with holding() if self.held_statistics else contextlib.nullcontext():
+            return self.module.apply({"params": unflatten_dict(params)}, *args)
+
+    def normalises(self, params: Leaves, *args: Any) -> bool:
+        """Whether it calls a normalisation; shapes suffice."""
+        met = set()
+
+        def intercept(next_fun, call_args, call_kwargs, context):
+            met.add(type(context.module))
+            return next_fun(*call_args, **call_kwargs)
+
+        with nn.intercept_methods(intercept):
+            jax.eval_shape(self.apply, params, *args)
+        return not met.isdisjoint(LINEN_NORMS)
 
     def tapped(self, params: Leaves, tap: Tap, *args: Any) -> Any:
         """Calls the module with `tap` supplying the drive of every synapse.
@@ -149,22 +176,41 @@ class NNXModule:
     graphdef: Any
     treedef: Any
     paths: tuple[Path, ...]
+    constants: Constants
     name: str
+    held_statistics: bool = False
 
-    def merge(self, params: Leaves) -> nnx.Module:
+    @property
+    def kind(self) -> type:
+        """The class of the wrapped module."""
+        return type(self._blank())
+
+    def merge(self, params: Leaves) -> Any:
         """A fresh copy of the module that holds these parameters."""
         state = jax.tree.unflatten(self.treedef, [params[path] for path in self.paths])
-        return nnx.merge(self.graphdef, state)
+        module = nnx.merge(self.graphdef, state, self.constants.state())
+        if self.held_statistics:
+            hold(module)
+        return module
+
+    def normalises(self, params: Leaves, *args: Any) -> bool:
+        """Whether it holds a normalisation."""
+        del params, args
+        return any(isinstance(layer, NNX_NORMS) for _, layer in nnx.iter_modules(self._blank()))
 
     def apply(self, params: Leaves, *args: Any) -> Any:
-        """Calls the module."""
-        return self.merge(params)(*args)
+        """Calls the module; raises if that changes what the module holds."""
+        module = self.merge(params)
+        before = held_by(module)
+        found = module(*args)
+        require_unchanged(self.name, before, held_by(module))
+        return found
 
     def tapped(self, params: Leaves, tap: Tap, *args: Any) -> Any:
         """Calls the module with `tap` supplying the drive of every synapse."""
         module = self.merge(params)
         for path, layer in list(nnx.iter_modules(module)):
-            if type(layer) in NNX_SYNAPSES:
+            if type(layer) in NNX_SYNAPSES and _learns_all(layer):
                 handle = _nnx_layer(tuple(str(key) for key in path), layer)
 
                 def respond(self, *args, handle=handle, **kwargs):
@@ -178,8 +224,8 @@ class NNXModule:
 
     def initialize_carry(self, shape: tuple[int, ...], key: jax.Array | None = None) -> Any:
         """The initial carry for inputs of this shape, batch axis first."""
-        del key
-        return self._blank().initialize_carry(shape, nnx.Rngs(0))
+        rngs = nnx.Rngs(jax.random.key(0) if key is None else key)
+        return self._blank().initialize_carry(shape, rngs)
 
     @property
     def observes(self) -> bool:
@@ -188,13 +234,17 @@ class NNXModule:
 
     def observe(self, params: Leaves, carry: Any, target: Any) -> Any:
         """The carry, corrected by the target of the step that it leaves."""
-        module: Any = self.merge(params)
-        return module.observe(carry, target)
+        return self.merge(params).observe(carry, target)
 
     def _blank(self) -> Any:
         """The module without parameters, on which neither its carry nor its methods depend."""
         blank: Any = dict.fromkeys(self.paths)
         return self.merge(blank)
+
+
+def _learns_all(layer: nnx.Module) -> bool:
+    """Whether a layer holds parameters only; one with a fixed kernel is no synapse."""
+    return not jax.tree.leaves(nnx.state(layer, nnx.Not(nnx.Param)))
 
 
 def _nnx_layer(path: Path, layer: nnx.Module) -> Layer:
@@ -207,61 +257,26 @@ def _nnx_layer(path: Path, layer: nnx.Module) -> Layer:
     return Layer(path, type(layer).__name__, apply)
 
 
-def from_nnx(module: nnx.Module) -> tuple[NNXModule, nnx.State]:
-    """Splits an NNX cell into a model for localgrad's rules and its parameters.
-
-    The module itself is left alone. Its parameters come back as the `nnx.State` of its `nnx.Param`
-    variables, so `nnx.Optimizer` and optax take the updates as they are.
-
-    Args:
-        module: an NNX cell: `__call__(carry, x) -> (carry, y)` and `initialize_carry`. It may hold
-            a readout, a layer on the way to y alone; `Network` takes Linen modules only.
-
-    Returns:
-        The model, static and hashable, and its parameters.
-
-    Raises:
-        ValueError: if the module is no cell, or holds state that is no parameter (BatchNorm
-            statistics, random streams), since a rule is a pure function of parameters.
-
-    Example:
-        >>> import jax.numpy as jnp, localgrad, optax
-        >>> from flax import nnx
-        >>> model, params = localgrad.from_nnx(nnx.GRUCell(3, 8, rngs=nnx.Rngs(0)))
-        >>> rule = localgrad.eprop(model, optax.l2_loss)
-        >>> batch = localgrad.Batch(jnp.ones((2, 5, 3)), jnp.ones((2, 5, 8)))
-        >>> updates, state = rule(params, rule.init(params), batch)
-        >>> updates["dense_h"]["kernel"].shape
-        (8, 24)
-    """
-    if not isinstance(module, nnx.Module):
-        raise ValueError(
-            f"module must be an NNX module; got {type(module).__name__}. A Linen module goes into "
-            "a rule as it is."
-        )
-    _require_cell(module)
+def split(module: nnx.Module) -> tuple[NNXModule, nnx.State]:
+    """An NNX module as a pure function, and its parameters; all else that it holds is constant."""
     graphdef, params, rest = nnx.split(module, nnx.Param, ...)
-    if jax.tree.leaves(rest):
-        variables = jax.tree.leaves(rest, is_leaf=lambda v: isinstance(v, nnx.Variable))
-        kinds = sorted({type(variable).__name__ for variable in variables})
-        raise ValueError(
-            f"module {type(module).__name__} holds {', '.join(kinds)} beside its nnx.Param: a step "
-            "must be a pure function of parameters. Remove BatchNorm, Dropout and stored rngs."
-        )
+    params = jax.tree.map(lambda leaf: leaf, params)  # variables that are not the module's own
     leaves, _ = flatten(params)
     name = type(module).__name__
-    return NNXModule(graphdef, jax.tree.structure(params), tuple(leaves), name), params
+    constants = Constants(rest, name)
+    return NNXModule(graphdef, jax.tree.structure(params), tuple(leaves), constants, name), params
 
 
 Module = LinenModule | NNXModule
 
 
-def _require_cell(module: Any) -> None:
+def require_cell(module: Any) -> None:
+    """Raises for a module without a carry."""
     if not hasattr(module, "initialize_carry"):
         raise ValueError(
             f"{type(module).__name__} is no recurrent cell: it has no initialize_carry. Pass the "
             "cell itself, without nn.RNN or nnx.RNN around it; layers without a carry go into "
-            "localgrad.Network as encoder or readout."
+            "localgrad.Network (NNX: localgrad.NNXNetwork) as encoder or readout."
         )
 
 
@@ -270,7 +285,7 @@ def as_module(model: Any) -> Module:
     if isinstance(model, NNXModule):
         return model
     if isinstance(model, nn.Module):
-        _require_cell(model)
+        require_cell(model)
         return LinenModule(model)
     if isinstance(model, nnx.Module):
         raise ValueError(

@@ -28,7 +28,8 @@ class Network(nn.RNNCellBase):
         encoder: a Linen module from the input to the first cell's input, or None.
 
     Raises:
-        ValueError: if a cell is listed twice, is no cell, or there is none.
+        ValueError: if a cell is listed twice, is no cell, or there is none, and if one layer is
+            both encoder and readout.
 
     Example:
         >>> import flax.linen as nn, jax, jax.numpy as jnp, localgrad
@@ -58,9 +59,9 @@ class Network(nn.RNNCellBase):
         for module in given:
             if not isinstance(module, nn.Module):
                 raise ValueError(
-                    f"a Network is made of Linen modules; got {type(module).__name__}. For NNX, "
-                    "write one module whose step holds the cell and the layers around it, and "
-                    "pass it through localgrad.from_nnx."
+                    f"a Network is made of Linen modules; got {type(module).__name__}. Stack NNX "
+                    "modules by model, params = localgrad.from_nnx(localgrad.NNXNetwork([cell], "
+                    "readout=..., encoder=...))."
                 )
         for cell in self.cells:
             if not hasattr(cell, "initialize_carry"):
@@ -72,6 +73,12 @@ class Network(nn.RNNCellBase):
             raise ValueError(
                 "cells holds the same cell object twice, so Flax would share its parameters. "
                 "Make one object a layer: Network(cells=(nn.GRUCell(8), nn.GRUCell(8)))."
+            )
+        if self.encoder is not None and self.encoder is self.readout:
+            raise ValueError(
+                f"encoder and readout are the same {type(self.readout).__name__} object, of which "
+                "Flax would keep one set of parameters. Make one object each. To tie them, write "
+                "a cell that holds the layer and uses it twice: bptt, tbptt and rtrl take it."
             )
         super().__post_init__()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import flax
@@ -18,6 +19,7 @@ from localgrad.core.model.modules import (
     impure,
 )
 from localgrad.core.model.network import Network
+from localgrad.core.model.nnx_network import NNXStack
 from localgrad.core.model.synapses import Anatomy, dissect
 from localgrad.core.ownership.reach import dependencies
 from localgrad.core.params import Leaves, Path, under
@@ -85,9 +87,11 @@ class Stack(NamedTuple):
 def parts(model: Any) -> tuple[Module | None, list[Module], list[Path], Module | None]:
     """Encoder, cells, the cells' prefixes in params, and readout."""
     module = as_module(model)
-    if not isinstance(model, Network):
+    if not isinstance(model, Network | NNXStack):
         return None, [module], [()], None
     names: list[Path] = [(f"cells_{i}",) for i in range(len(model.cells))]
+    if isinstance(model, NNXStack):
+        return model.encoder, list(model.cells), names, model.readout
     cells: list[Module] = [_free(cell) for cell in model.cells]
     return _free(model.encoder), cells, names, _free(model.readout)
 
@@ -117,18 +121,21 @@ def _free(module: Any) -> Any:
     return None if module is None else LinenModule(module.clone(parent=None, name=None))
 
 
-def assemble(model: Any, params: Leaves, x: Any) -> Stack:
+def assemble(model: Any, params: Leaves, x: Any, held_statistics: bool = False) -> Stack:
     """Takes a model apart.
 
     Args:
         model: a Flax cell or `Network`.
         params: its parameters; shapes suffice.
         x: one step's input of B examples, leaves [B, ...]; shapes suffice.
+        held_statistics: whether the statistics of normalisations in cells carry no credit.
 
     Returns:
         The stack.
     """
     encoder, cells, prefixes, readout = parts(model)
+    if held_statistics:
+        cells = [dataclasses.replace(cell, held_statistics=True) for cell in cells]
     require_fit(model, params)
     z = x if encoder is None else _emits("encoder", encoder, under(params, ("encoder",)), x)
     anatomies, initial, fed = [], [], []
@@ -163,8 +170,7 @@ def _emits(label: str, module: Module, params: Leaves, x: Any) -> Any:
         if not params and isinstance(error, flax.errors.FlaxError):
             raise ValueError(
                 f"params hold nothing for the {label} ({module.name}). Pass all of this model's "
-                "params. A rule inside optax.masked or optax.partition does not see them: put "
-                "those behind the rule."
+                "params."
             ) from error
         raise impure(error, module.name) or error from error
     _require_floating(module, out)

@@ -40,9 +40,6 @@ def sweep(
     tape: Tape,
     q_ys: Any,
     q_end: Any,
-    *,
-    slots: jax.Array | None = None,
-    sum_rows: bool = False,
     method: Method = WHOLE,
 ) -> tuple[Any, Any]:
     """Sends K rows of credit backward through a window.
@@ -53,28 +50,23 @@ def sweep(
         tape: of the forward pass.
         q_ys: credit of the outputs, leaves [W, K', B, ...]; rows from K' on have none.
         q_end: credit of the carry that leaves the window, leaves [K, B, ...].
-        slots: [W], the row whose credit expires on reaching each step, or None.
-        sum_rows: sum the credit that is kept over the rows.
         method: how credit passes the recurrent synapses.
 
     Returns:
-        Credit of the carry that leaves each step, leaves [W, K, B, ...] (or [W, 1, B, ...]), and of
-        the one that entered the window, [K, B, ...].
+        Credit of the carry that leaves each step, leaves [W, K, B, ...], and of the one that
+        entered the window, [K, B, ...].
     """
     k = length(q_end)
 
     def back(q: Any, now: tuple) -> tuple[Any, Any]:
-        carry, x, drives, q_y, reset, slot = now
-        if slot is not None:
-            q = forget(q, jnp.arange(k) == slot)
-        left = jax.tree.map(lambda a: a.sum(0, keepdims=True), q) if sum_rows else q
+        carry, x, drives, q_y, reset = now
         _, pull = jax.vjp(lambda c: replay(cell, params, method, c, x, drives), carry)
-        (q,) = jax.vmap(pull)((q, jax.tree.map(lambda a: padded(a, k), q_y)))
+        (before,) = jax.vmap(pull)((q, jax.tree.map(lambda a: padded(a, k), q_y)))
         if reset is not None:
-            q = forget(q, jnp.broadcast_to(reset, (k, *reset.shape)))
-        return q, left
+            before = forget(before, jnp.broadcast_to(reset, (k, *reset.shape)))
+        return before, q
 
-    along = (tape.carries, tape.xs, tape.drives, q_ys, tape.reset, slots)
+    along = (tape.carries, tape.xs, tape.drives, q_ys, tape.reset)
     q_start, left = jax.lax.scan(back, q_end, along, reverse=True)
     return left, q_start
 
@@ -277,7 +269,8 @@ def unowned_by_example(cell: Anatomy, params: Leaves, tape: Tape, q_ys: Any, lef
 def unowned_by_unit(cell: Anatomy, params: Leaves, tape: Tape, left: Any) -> Leaves:
     """What credit of the new carry means for each unit of unit parameters, leaves [K, B, N].
 
-    A unit parameter touches its own unit only, so one tangent of ones shows every unit's response.
+    A unit parameter touches its own unit only, so one tangent of ones shows every unit's response;
+    one of G numbers a unit takes G of them, and has leaves [K, B, G N].
 
     Args:
         cell: its anatomy.
@@ -290,14 +283,20 @@ def unowned_by_unit(cell: Anatomy, params: Leaves, tape: Tape, left: Any) -> Lea
     """
     carry, x, drives = merge_steps((tape.carries, tape.xs, tape.drives))
     credit = jax.tree.map(lambda q: jnp.moveaxis(q, 1, 0), left)
+    units = jax.tree.leaves(carry)[0].shape[-1]
 
-    def per_unit(path: Path, leaf: jax.Array) -> jax.Array:
+    def per_unit(path: Path, tangent: jax.Array) -> jax.Array:
         step = lambda v: replay(cell, params | {path: v}, WHOLE, carry, x, drives)[0]  # noqa: E731
-        felt = split_steps(response(step, leaf, jnp.ones_like(leaf)), length(tape.ys))
+        felt = split_steps(response(step, params[path], tangent), length(tape.ys))
         every = jax.tree.leaves(jax.tree.map(lambda q, r: (q * r[None]).sum(1), credit, felt))
         return functools.reduce(jnp.add, every)
 
-    return {path: per_unit(path, params[path]) for path in cell.unowned_reach}
+    def each(path: Path, leaf: jax.Array) -> jax.Array:
+        group = jnp.arange(leaf.size).reshape(leaf.shape) // units
+        tangents = [(group == g).astype(leaf.dtype) for g in range(max(1, leaf.size // units))]
+        return jnp.concatenate([per_unit(path, tangent) for tangent in tangents], axis=-1)
+
+    return {path: each(path, params[path]) for path in cell.unowned_reach}
 
 
 def input_credit(

@@ -95,7 +95,8 @@ def silent(cell: Anatomy, params: Leaves, carry: Any, cut: str, reach: int = 1) 
     batch, units = jax.tree.leaves(carry)[0].shape
     lead = (batch, reach * len(live))
     zeros = {
-        path: jnp.zeros((*lead, units), accumulator(params[path])) for path in cell.unowned_reach
+        path: jnp.zeros((*lead, max(units, params[path].size)), accumulator(params[path]))
+        for path in cell.unowned_reach
     }
     for site, reach in zip(cell.sites, cell.drives_reach, strict=True):
         own = under(params, site.layer.path) if reach else {}
@@ -199,7 +200,7 @@ class _Traces(NamedTuple):
         entering: credit of the live carry leaves that entered the window, S of [B, 1 + S, N].
         received: pre of each synapse, [B, W, ...].
         posts: credit of each drive for a window's end of ones, [B, S, W, D].
-        unowned: the same of the parameters that no synapse owns, [B, S, N].
+        unowned: the same of the parameters that no synapse owns, [B, S, N], or a multiple of N.
     """
 
     held: Leaves
@@ -247,5 +248,5 @@ def spread(per_unit: jax.Array, like: jax.Array) -> jax.Array:
 
 
 def to_leaf(per_unit: jax.Array, leaf: jax.Array) -> jax.Array:
-    """Credit of the units [N] as credit of a unit parameter: one number a unit, or one for all."""
+    """Credit of the units [N] as credit of a unit parameter: some a unit, or one for all."""
     return (per_unit.sum() if leaf.size == 1 else per_unit).reshape(leaf.shape)

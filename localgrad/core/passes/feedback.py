@@ -50,6 +50,12 @@ def require_feedback(
             )
     if key is not None:
         require_key(key)
+        if not isinstance(feedback, str) or feedback == "symmetric":
+            shown = repr(feedback) if isinstance(feedback, str) else "weights that are given"
+            raise ValueError(
+                f"{rule} got a key, but with feedback={shown} it draws nothing. Leave key out, or "
+                'use feedback="random" or "adaptive".'
+            )
     if not adaptive and (rate is not None or decay):
         raise ValueError(
             f"feedback_rate={rate} and feedback_decay={decay} are for weights that learn; got "
@@ -79,8 +85,8 @@ def cell_shapes(rule: str, stack: Stack) -> Shapes:
     if stack.readout is None:
         raise ValueError(
             f"{rule}: feedback weights send the error of a readout to the cells, but this model "
-            "has no readout. Wrap it: localgrad.Network((cell,), readout=nn.Dense(O)), or use "
-            'feedback="symmetric".'
+            "has no readout. Wrap it: localgrad.Network((cell,), readout=nn.Dense(O)) (NNX: "
+            'localgrad.NNXNetwork), or use feedback="symmetric".'
         )
     outputs = _width(rule, stack)
     return {stack.name(level): (units_of(stack, level), outputs) for level in stack.levels}

@@ -175,7 +175,7 @@ def _held(rule: str, stack: Stack) -> range:
         raise ValueError(
             f"{rule}: firing_rate holds the cells below a readout to a rate, but this model is one "
             "cell whose outputs are the model's. Wrap it: localgrad.Network((cell,), "
-            "readout=nn.Dense(O))."
+            "readout=nn.Dense(O)) (NNX: localgrad.NNXNetwork)."
         )
     return levels
 

@@ -199,7 +199,7 @@ class _Traces(NamedTuple):
         entering: credit of the sets that entered the window, [B, 1 + R S, R S, N].
         received: pre of each synapse, [B, W, ...].
         posts: credit of each drive for the rows but the loss's, [B, R S, W, D].
-        unowned: the same of the parameters that no synapse owns, [B, R S, N].
+        unowned: the same of the parameters that no synapse owns, [B, R S, N], or a multiple.
     """
 
     held: Leaves

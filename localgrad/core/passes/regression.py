@@ -7,6 +7,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
 from localgrad.core.contract.checks import number
 from localgrad.core.model.modules import Module
@@ -17,14 +18,13 @@ BIAS: Path = ("readout", "bias")
 
 
 def require_linear(asker: str, readout: Module | None, params: Leaves) -> None:
-    """Raises unless the readout is a Dense layer whose parameters are there."""
-    layer: Any = getattr(readout, "module", None)
-    if type(layer) is not nn.Dense:
+    """Raises unless the readout is a linear layer whose parameters are there."""
+    if readout is None or readout.kind not in (nn.Dense, nnx.Linear):
         found = "no readout" if readout is None else f"{readout.name} for a readout"
         raise ValueError(
             f"{asker} solves for a linear readout, and this model has {found}. Make the model a "
-            "localgrad.Network((cell,), readout=nn.Dense(O)), or train it by "
-            "localgrad.readout_only, which takes any readout."
+            "localgrad.Network((cell,), readout=nn.Dense(O)), or a localgrad.NNXNetwork with an "
+            "nnx.Linear, or train it by localgrad.readout_only, which takes any readout."
         )
     if KERNEL not in params:
         raise ValueError(

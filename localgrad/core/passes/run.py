@@ -15,6 +15,8 @@ from localgrad.core.model.modules import Module
 from localgrad.core.model.stack import Stack
 from localgrad.core.model.synapses import Anatomy
 from localgrad.core.params import Leaves, Path, placed, under
+from localgrad.core.passes.backward import assign, input_credit, unowned_whole
+from localgrad.core.passes.contraction import contract, pres
 from localgrad.core.passes.forward import Settle, Tape, forward
 from localgrad.core.steps import length, merge_steps, split_steps
 
@@ -173,6 +175,26 @@ def descend(
         grads |= placed(found, prefix)
         kept.insert(0, keep)
     return grads, kept, q_y
+
+
+def learned(at: Level, q_y: Any, left: Any) -> tuple[Leaves, Any]:
+    """What a cell's parameters learn once the credit of its carry is known, and that of its input.
+
+    Args:
+        at: the cell.
+        q_y: credit of its outputs, leaves [W, K, B, ...].
+        left: credit of the carry that leaves each step, leaves [W, K, B, N]; or None.
+
+    Returns:
+        Gradients summed over rows, and leaves [W, K, B, ...]; the latter None if nothing below the
+        cell learns.
+    """
+    cell, own, tape = at.cell, at.params, at.tape
+    credit = assign(cell, own, tape, q_y, left)
+    posts = [post.sum(1) for post in credit.posts]
+    grads = contract(cell.sites, own, pres(cell, own, tape), posts)
+    grads |= unowned_whole(cell, own, tape, q_y, left)
+    return grads, input_credit(cell, own, tape, credit) if at.below else None
 
 
 def _memoryless(module: Module | None, params: Leaves, xs: Any, steps: int) -> tuple[Any, Any]:

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from localgrad.core.contract.noise import beginning, require_key, step_keys
+from localgrad.core.contract.objective import Shown
 from localgrad.core.frame import Frame, Recipe, Window, even_windows
 from localgrad.core.model.stack import Stack
 from localgrad.core.params import Leaves, added, placed, under
@@ -129,7 +130,7 @@ def _process(options: Options, frame: Frame, state: NodeState, window: Window) -
         returned=returned,
         clock=state.clock + length(window.inputs),
     )
-    return state, grads, values
+    return state, grads, Shown(values, clean.outputs)
 
 
 def _scaled(options: Options, frame: Frame, grads: Leaves) -> Leaves:

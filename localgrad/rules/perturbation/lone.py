@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from localgrad.core.contract.noise import beginning, require_key, step_keys
+from localgrad.core.contract.objective import Shown
 from localgrad.core.frame import Frame, Recipe, Window, even_windows
 from localgrad.core.model.stack import Stack
 from localgrad.core.params import Leaves, added
@@ -120,7 +121,7 @@ def _process(options: Options, frame: Frame, state: LoneState, window: Window) -
         counting=state.counting | (True if window.weight is None else (window.weight != 0).any()),
         clock=state.clock + steps,
     )
-    return state, grads, values
+    return state, grads, Shown(values, heard.outputs)
 
 
 def _abstract(run: Any) -> list[Part]:

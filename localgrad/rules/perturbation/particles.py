@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from localgrad.core.contract.noise import beginning, drawn, require_key
+from localgrad.core.contract.objective import Shown
 from localgrad.core.frame import Frame, Recipe, Window, even_windows
 from localgrad.core.model.stack import Stack
 from localgrad.core.params import Leaves, Path, accumulator
@@ -122,28 +123,28 @@ def _process(options: Options, frame: Frame, state: ParticleState, window: Windo
     particles = _Particles(state.deviation, state.noise, state.met)
     work = (carries, particles, state.since, state.clock)
     if options.lifetime is None and window.reset is None:
-        work, (grads, values) = learn(work, window)
+        work, (grads, shown) = learn(work, window)
     else:
 
-        def step(so_far: tuple, now: Window) -> tuple[tuple, jax.Array]:
+        def step(so_far: tuple, now: Window) -> tuple[tuple, Shown]:
             work, total = so_far
-            work, (found, values) = learn(work, jax.tree.map(lambda a: a[None], now))
-            return (work, jax.tree.map(jnp.add, total, found)), values[0]
+            work, (found, shown) = learn(work, jax.tree.map(lambda a: a[None], now))
+            return (work, jax.tree.map(jnp.add, total, found)), jax.tree.map(lambda a: a[0], shown)
 
         own = {p: leaf for p, leaf in frame.params.items() if frame.stack.asks(p)}
         blank = {p: jnp.zeros(leaf.shape, accumulator(leaf)) for p, leaf in own.items()}
-        (work, grads), values = jax.lax.scan(step, (work, blank), window)
+        (work, grads), shown = jax.lax.scan(step, (work, blank), window)
     carries, particles, since, clock = work
     state = state._replace(
         carry=frame.stack.pack(carries), **particles._asdict(), since=since, clock=clock
     )
     scale = frame.objective.scale / options.samples
-    return state, {path: g * scale.astype(g.dtype) for path, g in grads.items()}, values
+    return state, {path: g * scale.astype(g.dtype) for path, g in grads.items()}, shown
 
 
 def _stretch(
     options: Options, frame: Frame, key: jax.Array, work: tuple, window: Window
-) -> tuple[tuple, tuple[Leaves, jax.Array]]:
+) -> tuple[tuple, tuple[Leaves, Shown]]:
     """Some steps with the same noise: the clean copy, then some noisy ones at a time."""
     carries, particles, since, clock = work
     steps = length(window.inputs)
@@ -159,7 +160,8 @@ def _stretch(
     some = functools.partial(_some_samples, options, Stretch(*shared), draw)
     grads, particles = over_samples(some, (jnp.arange(options.samples), particles), options.at_once)
     clock = clock + jnp.asarray(steps, clock.dtype)
-    return (ran.carries, particles, since + steps, clock), (grads, clean)
+    work = ran.carries, particles, since + steps, clock
+    return work, (grads, Shown(clean, ran.outputs))
 
 
 def _some_samples(

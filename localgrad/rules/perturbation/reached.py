@@ -47,7 +47,8 @@ def require_reached(rule: str, exact_readout: bool, stack: Stack) -> None:
     if exact_readout and stack.readout is None:
         raise ValueError(
             f'{rule} with readout="exact" needs the readout of a localgrad.Network, and '
-            "this model has none. Wrap it: localgrad.Network((cell,), readout=nn.Dense(O))."
+            "this model has none. Wrap it: localgrad.Network((cell,), readout=nn.Dense(O)) (NNX: "
+            "localgrad.NNXNetwork)."
         )
 
 

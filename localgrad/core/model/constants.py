@@ -1,0 +1,90 @@
+"""What an NNX module holds beside its parameters: arrays that no step may change."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Hashable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+
+class Constants:
+    """Arrays of a module that are no parameters, such as masks and time constants.
+
+    Equal and hashed by their values, so that a model that holds them is static: two models with
+    equal constants share what is compiled and tried.
+
+    Args:
+        state: all that the module holds but its parameters.
+        name: the module's class, for messages.
+
+    Raises:
+        ValueError: if an array has no value yet, as inside `jax.jit` or `jax.eval_shape`.
+    """
+
+    def __init__(self, state: nnx.State, name: str) -> None:
+        entries, self._treedef = jax.tree_util.tree_flatten_with_path(state)
+        self._leaves = [_owned(leaf) for _, leaf in entries]
+        shown = [_value_of(leaf, f"{name}{jax.tree_util.keystr(path)}") for path, leaf in entries]
+        self._value = (self._treedef, *shown)
+
+    def state(self) -> nnx.State:
+        """The arrays, as `nnx.merge` takes them."""
+        return jax.tree.unflatten(self._treedef, self._leaves)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Constants) and self._value == other._value
+
+    def __hash__(self) -> int:
+        return hash(self._value)
+
+
+def _owned(leaf: Any) -> Any:
+    """The array, copied if its owner could change it."""
+    return leaf.copy() if isinstance(leaf, np.ndarray) else leaf
+
+
+def _value_of(leaf: Any, label: str) -> Hashable:
+    """What tells an array's value and type from all others'."""
+    if isinstance(leaf, jax.core.Tracer | jax.ShapeDtypeStruct):
+        raise ValueError(
+            f"{label} holds {leaf}, which has no value here. Call localgrad.from_nnx outside of "
+            "jax.jit, jax.vmap and jax.eval_shape, on a module with numbers."
+        )
+    keyed = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    numbers = np.asarray(jax.random.key_data(leaf) if keyed else leaf)
+    digest = hashlib.sha256(np.ascontiguousarray(numbers).tobytes()).digest()
+    return isinstance(leaf, np.ndarray), str(leaf.dtype), leaf.shape, digest
+
+
+def held_by(module: nnx.Module) -> dict[tuple, tuple[str, Any]]:
+    """The kind and the array of all that a module holds, but for what it shows of its inside."""
+    found = {}
+    for path, variable in nnx.to_flat_state(nnx.state(module)):
+        if not isinstance(variable, nnx.Intermediate):
+            kind = type(variable).__name__ if isinstance(variable, nnx.Variable) else "array"
+            found[path] = kind, nnx.as_pure(variable)
+    return found
+
+
+def require_unchanged(name: str, before: dict, after: dict) -> None:
+    """Raises if a step changed what its module holds: an array is no longer the same object.
+
+    Args:
+        name: the module's class.
+        before: `held_by` of the module ahead of the step.
+        after: the same of it after the step.
+    """
+    for path, (kind, leaf) in after.items():
+        if path not in before or leaf is not before[path][1]:
+            label = "/".join(map(str, path))
+            does = "draws from" if kind in ("RngCount", "RngKey") else "changes"
+            raise ValueError(
+                f"{name} {does} {label} ({kind}) in its step, which must be a pure function of "
+                "parameters. Keep what changes in the carry, draw noise outside and feed it as a "
+                "part of the input, let BatchNorm use_running_average, make Dropout deterministic."
+            )

@@ -1,0 +1,123 @@
+"""What an NNX module holds beside its parameters: fixed, by value, and never written."""
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+import localgrad
+
+B, T, N, IN = 2, 6, 4, 3
+RNG = np.random.default_rng(0)
+LEAKS, MASK = np.linspace(0.2, 0.9, N), np.array([1.0, 0.0, 2.0])
+
+
+class Fixed(nnx.Variable):
+    """A variable that is not trained."""
+
+
+class Leaky(nnx.Module):
+    """Leaky units whose time constants, input mask and running averages are fixed."""
+
+    def __init__(self, does="nothing", mask=MASK):
+        rngs, options = nnx.Rngs(0), {"param_dtype": float, "rngs": nnx.Rngs(0)}
+        self.does, self.i = does, nnx.Linear(IN, N, **options)
+        self.h = nnx.Linear(N, N, use_bias=False, **options)
+        self.mask, self.leaks = mask, Fixed(jnp.asarray(LEAKS))
+        self.ones = jnp.ones(N)
+        self.norm = nnx.BatchNorm(
+            N,
+            use_running_average=does != "norm",
+            epsilon=0,
+            use_bias=False,
+            use_scale=False,
+            dtype=float,
+            rngs=rngs,
+        )
+        self.dropout = nnx.Dropout(0.5, deterministic=does != "dropout", rngs=rngs)
+
+    def __call__(self, h, x):
+        drive = self.i(x * self.mask[None]) + self.h(h)
+        h = (1 - self.leaks[None]) * h + self.leaks[None] * jnp.tanh(drive)
+        if self.does == "array":
+            self.ones = 0.9 * self.ones
+        if self.does == "variable":
+            self.leaks[...] = 0.9 * self.leaks[...]
+        if self.does == "memory":
+            self.last = nnx.Variable(h)
+        return h, self.dropout(self.norm(h)) * self.ones[None]
+
+    def initialize_carry(self, input_shape, rngs):
+        return jnp.zeros((*input_shape[:-1], N))
+
+
+@pytest.fixture
+def batch(x64):
+    return localgrad.Batch(
+        jnp.asarray(RNG.normal(size=(B, T, IN))), jnp.asarray(RNG.normal(size=(B, T, N)))
+    )
+
+
+@pytest.mark.parametrize("factory", [localgrad.bptt, localgrad.eprop, localgrad.rtrl])
+def test_constants_are_part_of_the_model(factory, batch):
+    """The same cell in Linen, whose leaks are fixed and whose inputs are masked before."""
+    model, params = localgrad.from_nnx(Leaky())
+    rule = factory(model, optax.l2_loss, batch_size=B, example=batch.inputs[0, 0])
+    found, _ = jax.jit(rule)(params, rule.init(params), batch)
+    assert set(found) == {"i", "h"}
+    cell = localgrad.RateCell(N, alpha=LEAKS, param_dtype=float)
+    rule = factory(cell, optax.l2_loss, batch_size=B, example=batch.inputs[0, 0])
+    params = nnx.to_pure_dict(params)
+    batch = batch._replace(inputs=batch.inputs * MASK[None, None])
+    expected, _ = rule(params, rule.init(params), batch)
+    chex.assert_trees_all_close(nnx.to_pure_dict(found), expected, rtol=1e-12)
+
+
+def test_models_are_equal_by_the_values_of_their_constants(batch):
+    mask = MASK.copy()
+    one, other, third = (localgrad.from_nnx(Leaky(mask=m))[0] for m in (mask, MASK, 2 * MASK))
+    mask[:] = 0  # it is the model's own by now
+    assert one == other and hash(one) == hash(other)
+    assert one != third
+    params = localgrad.from_nnx(Leaky())[1]
+    losses = [localgrad.evaluate(m, optax.l2_loss, params, batch)[0] for m in (one, other, third)]
+    assert losses[0] == losses[1] != losses[2]
+
+
+@pytest.mark.parametrize(
+    ("does", "message"),
+    [
+        ("norm", r"Leaky changes norm/mean \(BatchStat\)"),
+        ("dropout", r"Leaky draws from dropout/rngs/count \(RngCount\)"),
+        ("array", r"Leaky changes ones \(array\)"),
+        ("variable", r"Leaky changes leaks \(Fixed\)"),
+        ("memory", r"Leaky changes last \(Variable\)"),
+    ],
+)
+def test_what_a_step_changes_is_refused_by_name(does, message, batch):
+    model, params = localgrad.from_nnx(Leaky(does))
+    rule = localgrad.eprop(model, optax.l2_loss)
+    with pytest.raises(ValueError, match=f"{message} in its step"):
+        rule(params, rule.init(params), batch)
+
+
+def test_a_layer_with_a_fixed_kernel_is_no_synapse(batch):
+    module = Leaky()
+    module.h.kernel = Fixed(module.h.kernel[...])
+    model, params = localgrad.from_nnx(module)
+    exact = localgrad.bptt(model, optax.l2_loss)
+    assert set(exact(params, exact.init(params), batch)[0]) == {"i"}
+    local = localgrad.eprop(model, optax.l2_loss)
+    with pytest.raises(ValueError, match="state of one unit reaches another's outside any layer"):
+        local(params, local.init(params), batch)
+
+
+def test_constants_have_values():
+    with pytest.raises(ValueError, match=r"Leaky.*has no value here.*outside of jax.jit"):
+        nnx.eval_shape(lambda: localgrad.from_nnx(Leaky())[1])
+    with pytest.raises(ValueError, match="must be an NNX module"):
+        localgrad.from_nnx(nn.GRUCell(N))
