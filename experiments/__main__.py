@@ -6,15 +6,22 @@ function `run(config)`. It enters by one line of `EXPERIMENTS`.
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import matplotlib
-import tyro
+try:
+    import tyro
 
-from experiments import compare, deep, linear_dynamics, online, perturbation, ptncn
-from experiments.claims import ClaimFailed
+    from experiments import compare, deep, linear_dynamics, online, perturbation, ptncn
+    from experiments.claims import ClaimFailed
+except ModuleNotFoundError as error:
+    if error.name not in ("tyro", "tqdm", "matplotlib", "sklearn"):
+        raise
+    sys.exit(f"error: no {error.name} here: pip install -e '.[experiments,theory]' in the clone.")
 
 EXPERIMENTS: dict[str, Any] = {
     "compare": compare,
@@ -34,17 +41,28 @@ def main(argv: Sequence[str] | None = None) -> int:
         description="Experiments with learning rules for recurrent networks, without BPTT.",
         args=argv,
     )
-    matplotlib.use("Agg")  # the command opens no windows; a notebook keeps its own backend
     runs = {module.Config: module.run for module in EXPERIMENTS.values()}
     try:
-        runs[type(config)](config)
+        # In a thread, since the main one hears Ctrl-C only where no compiled code keeps it.
+        ThreadPoolExecutor(1).submit(runs[type(config)], config).result()
     except ClaimFailed as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        stop(config)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def stop(config: Any) -> None:
+    """Ends this process and its children at once, whatever their threads are at."""
+    for child in multiprocessing.active_children():
+        child.kill()
+    print(f"\ninterrupted. What was finished is kept in {config.results}/", file=sys.stderr)
+    sys.stdout.flush()
+    os._exit(130)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +13,6 @@ from typing import Any, NamedTuple
 import jax
 import optax
 from flax import linen as nn
-from tqdm import tqdm
 
 import localgrad
 from experiments import figures, report
@@ -25,11 +25,12 @@ from experiments.choices import (
     lookup,
     require_counts,
 )
+from experiments.folder import claim_folder, write_results
 from experiments.measure import Cost, Update, compile_update, costs
+from experiments.progress import progress
 from experiments.tasks import TASKS, Task, TaskName
 from experiments.train import (
     Budget,
-    History,
     Problem,
     Shared,
     Trainer,
@@ -41,15 +42,22 @@ from experiments.train import (
 LOSS = optax.softmax_cross_entropy_with_integer_labels
 GROUP = "cells_0"  # The recurrent layer; the readout's update is exact under every rule.
 COMPILERS = 2  # Threads that compile ahead while the main thread trains.
-FOOTNOTE = """\
+COLUMNS = """\
 test loss, accuracy   nats and % on held-out data after training: mean ± standard deviation of seeds
 cosine, norm ratio    the recurrent layer's update to BPTT's at the same parameters and batch, mean
                       and median along the rule's own training; read them with the loss: a rule
                       stuck at chance can show a high cosine there
-ms/update, temp MiB   one compiled update of one batch, without the optimizer; RTRL in --windows
-                      pieces, so that it has to carry its influence
-readout only          the floor of a random recurrent layer that never learns
-On the rate network e-prop and RFLO are the same rule: their rows with random feedback are equal."""
+ms/update, temp MiB   one compiled update of one batch, without the optimizer"""
+NOTES = (
+    ({"rtrl"}, "RTRL                  in --windows pieces, so that it has to carry its influence"),
+    ({"readout_only"}, "readout only          the floor: a random recurrent layer never learns"),
+    (
+        {"eprop_random", "rflo"},
+        "On the rate network e-prop and RFLO are one rule: with random feedback their rows are "
+        "equal.",
+    ),
+)
+"""What is said below the tables where all of these rules have a row."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,7 +161,7 @@ def run(config: Config) -> list[report.Panel]:
     """Runs the comparison; prints tables and writes JSON and figures."""
     begin = time.perf_counter()
     check(config)
-    config.results.mkdir(parents=True, exist_ok=True)
+    claim_folder(config.results, config)
     print(header(config), flush=True)
     rows = len(config.tasks) * len(config.cells) * len(config.rules)
     pool = ThreadPoolExecutor(COMPILERS)
@@ -161,17 +169,24 @@ def run(config: Config) -> list[report.Panel]:
         stages = [
             submit(config, task, cell, pool) for task in config.tasks for cell in config.cells
         ]
-        with tqdm(total=rows * config.checkpoints, unit="segment", smoothing=0.05) as bar:
-            histories = [train_stage(stage, bar) for stage in stages]
+        with progress(total=rows * config.checkpoints, unit="segment") as bar:
+            trained: list[report.Panel] = []
+            for stage in stages:
+                trained.append(empty_panel(stage))
+                for row in train_stage(stage, bar):
+                    trained[-1].rows.append(row)
+                    write(config, trained, begin, finished=False)
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
     panels = []
-    for stage, trained in zip(stages, histories, strict=True):  # Nothing else is running now.
-        panels.append(make_panel(stage, trained, config.repeats))
+    for stage, panel in zip(stages, trained, strict=True):  # Nothing else is running now.
+        panels.append(with_costs(panel, stage, config.repeats))
         print("\n" + report.table(panels[-1]), flush=True)
-    seconds = time.perf_counter() - begin
-    write(config, panels, seconds)
-    print(f"\n{FOOTNOTE}\n\n{seconds:.0f} s in all. Results and figures: {config.results}/")
+    write(config, panels, begin)
+    figures.learning_curves(panels, config.results / "learning_curves.png")
+    figures.alignment(panels, config.results / "alignment.png")
+    print(f"\n{footnote(config)}\n\n{time.perf_counter() - begin:.0f} s in all.", end=" ")
+    print(f"Results and figures: {config.results}/")
     return panels
 
 
@@ -208,6 +223,12 @@ def header(config: Config) -> str:
     )
 
 
+def footnote(config: Config) -> str:
+    """What the columns mean, and the rows that are there."""
+    rows = {*config.rules} - (set() if "rate" in config.cells else {"rflo"})
+    return "\n".join([COLUMNS, *(text for needed, text in NOTES if needed <= rows)])
+
+
 def submit(config: Config, task_name: TaskName, cell: CellName, pool: Executor) -> Stage:
     """Starts to compile every rule on one task with one cell."""
     task, budget = TASKS[task_name](config.seed), config.budget(cell)
@@ -241,35 +262,22 @@ def prepare(
     )
 
 
-def train_stage(stage: Stage, bar: Any) -> dict[RuleName, History]:
+def train_stage(stage: Stage, bar: Any) -> Iterator[report.Row]:
     """Trains each rule of a stage as soon as it is compiled."""
-    histories = {}
     for entry in stage.entries:
         bar.set_description(f"{stage.task.name}, {stage.cell}")
-        name, trainer, _, _ = entry.result()
+        name, trainer, _, refusal = entry.result()
         bar.set_description(f"{stage.task.name}, {stage.cell}, {name}")
+        history = None
         if trainer is None:
             bar.update(stage.budget.checkpoints)
         else:
-            histories[name] = train(trainer, stage.shared.result(), stage.budget, bar.update)
-    return histories
+            history = train(trainer, stage.shared.result(), stage.budget, bar.update)
+        yield report.Row(name, RULES[name].label(stage.settings), history, refusal=refusal)
 
 
-def make_panel(stage: Stage, histories: dict[RuleName, History], repeats: int) -> report.Panel:
-    """Measures the compiled updates of a stage, and puts all results together."""
-    entries = [entry.result() for entry in stage.entries]
-    updates = {entry.name: entry.update for entry in entries if entry.update is not None}
-    prices: dict[RuleName, Cost] = costs(updates, repeats)
-    rows = [
-        report.Row(
-            name=entry.name,
-            label=RULES[entry.name].label(stage.settings),
-            history=histories.get(entry.name),
-            cost=prices.get(entry.name),
-            refusal=entry.refusal,
-        )
-        for entry in entries
-    ]
+def empty_panel(stage: Stage) -> report.Panel:
+    """A panel that waits for its rows."""
     return report.Panel(
         task=stage.task.name,
         cell=stage.cell,
@@ -277,17 +285,25 @@ def make_panel(stage: Stage, histories: dict[RuleName, History], repeats: int) -
         summary=stage.task.summary,
         group=GROUP,
         floors=stage.task.floors,
-        rows=rows,
+        rows=[],
     )
 
 
-def write(config: Config, panels: list[report.Panel], seconds: float) -> None:
-    """Writes results.json and the figures."""
+def with_costs(panel: report.Panel, stage: Stage, repeats: int) -> report.Panel:
+    """A panel whose rows have their costs, measured side by side."""
+    entries = [entry.result() for entry in stage.entries]
+    updates = {entry.name: entry.update for entry in entries if entry.update is not None}
+    prices: Mapping[str, Cost] = costs(updates, repeats)
+    return panel._replace(rows=[row._replace(cost=prices.get(row.name)) for row in panel.rows])
+
+
+def write(
+    config: Config, panels: list[report.Panel], begin: float, *, finished: bool = True
+) -> None:
+    """Writes what was found since `begin`, all of it or so far."""
     content = {
         **report.circumstances(config),
-        "seconds": round(seconds, 1),
+        "seconds": round(time.perf_counter() - begin, 1),
         "panels": [report.as_json(panel) for panel in panels],
     }
-    report.write_json(config.results / "results.json", content)
-    figures.learning_curves(panels, config.results / "learning_curves.png")
-    figures.alignment(panels, config.results / "alignment.png")
+    write_results(config.results, content, finished=finished)

@@ -1,4 +1,7 @@
-"""Figures: learning curves and alignment with BPTT, one column a panel."""
+"""Figures: learning curves and alignment with BPTT, one column a panel; and what all figures share.
+
+They are made without pyplot: a notebook that imports this keeps its own way of showing pictures.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 from jax.typing import ArrayLike
+from matplotlib.figure import Figure
 
 from experiments.report import Panel
 
@@ -27,10 +30,11 @@ STYLES: dict[str, dict[str, Any]] = {
     "readout_only": {"color": "#7F7F7F", "linestyle": (0, (5, 1, 1, 1))},
 }
 SMALLEST_RATIO = 1e-4
+MEANS = "lines: mean of the seeds; shading: from the least to the greatest"
 
 
 def learning_curves(panels: Sequence[Panel], path: Path) -> None:
-    """Draws the accuracy on held-out data over updates; shading spans the seeds."""
+    """Draws the accuracy on held-out data over updates."""
     figure, axes = grid(panels, rows=1)
     for axis, panel in zip(axes[0], panels, strict=True):
         axis.set_title(panel.title, fontsize=10)
@@ -50,7 +54,7 @@ def learning_curves(panels: Sequence[Panel], path: Path) -> None:
         )
         axis.set(xlabel="updates", ylim=(0, 102))
     axes[0, 0].set_ylabel("accuracy on held-out data (%)")
-    finish(figure, axes, path)
+    finish(figure, axes, path, MEANS)
 
 
 def alignment(panels: Sequence[Panel], path: Path) -> None:
@@ -71,19 +75,21 @@ def alignment(panels: Sequence[Panel], path: Path) -> None:
         bottom.set(xlabel="updates", yscale="log")
     axes[0, 0].set_ylabel("cosine to BPTT\n(recurrent layer)")
     axes[1, 0].set_ylabel("norm ratio to BPTT\n(recurrent layer)")
-    finish(figure, axes, path)
+    finish(figure, axes, path, MEANS)
 
 
 def grid(panels: Sequence[Panel], rows: int) -> tuple[Any, np.ndarray]:
     """One column a panel."""
-    return plt.subplots(
-        rows,
-        len(panels),
-        figsize=(1.2 + 3.1 * len(panels), 1.2 + 2.5 * rows),
-        squeeze=False,
-        sharex="col",
-        sharey="row",
-    )
+    size = (1.2 + 3.1 * len(panels), 1.2 + 2.5 * rows)
+    return subplots(rows, len(panels), size, sharex="col", sharey="row")
+
+
+def subplots(
+    rows: int, columns: int, size: tuple[float, float], **options: Any
+) -> tuple[Figure, np.ndarray]:
+    """A figure of so many inches, with its axes [rows, columns]."""
+    figure = Figure(figsize=size)
+    return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
 
 def draw(axis: Any, name: str, steps: np.ndarray, values: ArrayLike, label: str) -> None:
@@ -95,8 +101,15 @@ def draw(axis: Any, name: str, steps: np.ndarray, values: ArrayLike, label: str)
     axis.fill_between(steps, low, high, color=style.get("color"), alpha=0.08, linewidth=0)
 
 
-def finish(figure: Any, axes: np.ndarray, path: Path) -> None:
-    """Puts one legend below all panels, from the panel that shows most, and writes the file."""
+def finish(figure: Figure, axes: np.ndarray, path: Path, note: str | None = None) -> None:
+    """Puts one legend below all panels, from the panel that shows most, and writes the file.
+
+    Args:
+        figure: the figure.
+        axes: its panels.
+        path: where to.
+        note: what lines and bands are, said above the legend.
+    """
     entries: dict[str, Any] = {}
     for axis in sorted(axes.flat, key=lambda axis: -len(axis.lines)):
         axis.grid(alpha=0.25, linewidth=0.5)
@@ -111,7 +124,8 @@ def finish(figure: Any, axes: np.ndarray, path: Path) -> None:
         ncol=min(5, len(entries)),
         frameon=False,
         fontsize=9,
+        title=note,
+        title_fontsize=9,
     )
     figure.tight_layout()
     figure.savefig(path, dpi=150, bbox_inches="tight")
-    plt.close(figure)

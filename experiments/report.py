@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import platform
 import textwrap
 from collections.abc import Sequence
 from importlib import metadata
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax.typing import ArrayLike
 
+import localgrad
 from experiments.measure import Cost
 from experiments.tasks import Floors
 from experiments.train import History
@@ -193,12 +192,8 @@ def circumstances(config: Any, *packages: str) -> dict[str, Any]:
         "config": dataclasses.asdict(config),
         "versions": {
             "python": platform.python_version(),
+            "localgrad": localgrad.__version__,
             **{name: metadata.version(name) for name in names},
         },
         "device": jax.devices()[0].device_kind,
     }
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Writes a JSON file, readable by people."""
-    path.write_text(json.dumps(content, indent=1, allow_nan=False, default=str) + "\n")

@@ -1,5 +1,7 @@
 """localgrad: learning rules for recurrent networks without backpropagation through time."""
 
+from importlib import metadata
+
 from localgrad.average import average
 from localgrad.cells.attentive import SABCell
 from localgrad.cells.decorrelated import DecorrelatedCell
@@ -37,6 +39,11 @@ from localgrad.rules.synthetic import dni
 from localgrad.rules.truncated import tbptt
 from localgrad.rules.uoro import uoro
 from localgrad.train import evaluate, learn, reset_state
+
+try:
+    __version__ = metadata.version("localgrad")
+except metadata.PackageNotFoundError:  # a clone on the path, not installed
+    __version__ = "unknown"
 
 __all__ = [
     "ALIFCell",

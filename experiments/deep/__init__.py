@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -14,7 +15,8 @@ from experiments.deep.memory import Size, sizes
 from experiments.deep.stacks import STACKS, Stack, StackName
 from experiments.deep.study import Study, run_study
 from experiments.deep.trials import Trial, linear_floors, run_trials
-from experiments.report import circumstances, write_json
+from experiments.folder import claim_folder, write_results
+from experiments.report import circumstances
 from experiments.tasks.crowded_cue import crowded_cue
 
 Part = Literal["crowd", "study", "memory"]
@@ -89,9 +91,11 @@ def run(config: Config) -> list[Claim]:
     if config.short:
         config = dataclasses.replace(config, checkpoints=2, study_steps=2, study_checkpoints=2)
     check(config)
-    config.results.mkdir(parents=True, exist_ok=True)
+    claim_folder(config.results, config)
     print(header(config), flush=True)
-    trials = run_trials(config) if "crowd" in config.parts else []
+    trials: list[Trial] = []
+    if "crowd" in config.parts:
+        trials = run_trials(config, lambda done: write(config, begin, done, finished=False))
     studied = run_study(config) if "study" in config.parts else None
     sized = sizes("rate") if "memory" in config.parts else []
     found = []
@@ -106,9 +110,9 @@ def run(config: Config) -> list[Claim]:
         print("\n" + report.memory_table(sized))
         figures.memory(sized, config.results / "memory.png")
         found += claims.of_memory(sized)
-    seconds = time.perf_counter() - begin
-    write(config, trials, studied, sized, found, seconds)
+    write(config, begin, trials, studied, sized, found)
     print(f"\n{claims_table(found)}\n")
+    seconds = time.perf_counter() - begin
     print(f"{seconds:.0f} s in all. Results and figures: {config.results}/")
     print(conclusion(found))
     if not config.short:
@@ -165,19 +169,21 @@ def header(config: Config) -> str:
 
 def write(
     config: Config,
+    begin: float,
     trials: list[Trial],
-    studied: Study | None,
-    sized: list[Size],
-    found: list[Claim],
-    seconds: float,
+    studied: Study | None = None,
+    sized: Sequence[Size] = (),
+    found: Sequence[Claim] = (),
+    *,
+    finished: bool = True,
 ) -> None:
-    """Writes results.json."""
+    """Writes what was found since `begin`, all of it or so far."""
     content: dict[str, Any] = {
         **circumstances(config),
-        "seconds": round(seconds, 1),
+        "seconds": round(time.perf_counter() - begin, 1),
         "crowd": [report.trial_as_json(trial) for trial in trials],
         "study": None if studied is None else report.study_as_json(studied),
         "memory": [size._asdict() for size in sized],
         "claims": [claim._asdict() for claim in found],
     }
-    write_json(config.results / "results.json", content)
+    write_results(config.results, content, finished=finished)

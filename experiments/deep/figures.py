@@ -5,17 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
 
 from experiments.deep.memory import Size
 from experiments.deep.stacks import FEW, ROWS, STACKS
 from experiments.deep.study import PUBLISHED, Study
 from experiments.deep.trials import Trial
-from experiments.figures import finish
+from experiments.figures import MEANS, finish, subplots
 
 # Okabe and Ito's palette, as in `experiments.figures`.
 STYLES: dict[str, dict[str, Any]] = {
@@ -54,7 +50,7 @@ def accuracies(trials: list[Trial], delays: tuple[int, ...], path: Path) -> None
                 axis.set_ylabel(f"delay {delay}: accuracy (%)")
             if row + 1 == len(delays):
                 axis.set_xlabel("layers")
-    finish(figure, axes, path)
+    finish(figure, axes, path, "mean of the seeds; bars: standard deviation")
 
 
 def alignments(trials: list[Trial], delay: int, path: Path) -> None:
@@ -97,7 +93,7 @@ def study(found: Study, path: Path) -> None:
             axis.plot(there, 90, "x", color=style["color"], markersize=9, markeredgewidth=2)
     axis.axhline(90, color="#7F7F7F", linewidth=0.8, linestyle=":")
     axis.set(xlabel="updates", ylabel="accuracy (%)", ylim=(45, 102))
-    finish(figure, axes, path)
+    finish(figure, axes, path, f"{MEANS}; crosses: published")
 
 
 def memory(sizes: list[Size], path: Path) -> None:
@@ -121,4 +117,4 @@ def memory(sizes: list[Size], path: Path) -> None:
 
 def _grid(rows: int, columns: int, width: float = 2.9) -> tuple[Any, np.ndarray]:
     size = (1.0 + width * columns, 0.8 + 2.4 * rows)
-    return plt.subplots(rows, columns, figsize=size, squeeze=False, sharey="row")
+    return subplots(rows, columns, size, sharey="row")

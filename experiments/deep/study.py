@@ -15,11 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import linen as nn
-from tqdm import tqdm
 
 import localgrad
 from experiments.deep.stacks import LOSS, ROWS
 from experiments.deep.trials import alignment, crossing
+from experiments.progress import progress
 from experiments.tasks.motif_count import motif_count
 from experiments.train import Budget, History, Problem, make_shared, make_trainer, train
 
@@ -109,7 +109,7 @@ def run_study(config: Any) -> Study:
     )
     shared = make_shared(Problem(model, LOSS, motif_count(config.seed, delay=DELAY)), budget)
     histories = {}
-    for name in tqdm(RULES, unit="rule"):
+    for name in progress(RULES, unit="rule"):
         trainer = make_trainer(
             shared, lambda key, name=name: ROWS[name].rule(model), optax.adam, budget
         )

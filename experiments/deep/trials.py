@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import operator
-from collections.abc import Mapping
+import signal
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import optax
-from tqdm import tqdm
 
 import localgrad
 from experiments.deep.memory import beside_carry, bytes_of
 from experiments.deep.stacks import LOSS, ROWS, STACKS, StackName, rows_at
 from experiments.measure import Cost, Update, compile_update, costs
+from experiments.progress import progress
 from experiments.tasks import Task
 from experiments.tasks.crowded_cue import ceiling, crowded_cue
 from experiments.train import Budget, History, Problem, Shared, make_shared, make_trainer, train
@@ -83,14 +85,32 @@ def crossing(steps: np.ndarray, curve: np.ndarray, level: float) -> float:
     return float(steps[at - 1] + share * (steps[at] - steps[at - 1]))
 
 
-def run_trials(config: Any) -> list[Trial]:
-    """Runs every stack at every depth, `config.workers` at a time, each in a process of its own."""
+def run_trials(config: Any, keep: Callable[[list[Trial]], object]) -> list[Trial]:
+    """Runs every stack at every depth, `config.workers` at a time, each in a process of its own.
+
+    Args:
+        config: the experiment's options.
+        keep: called after each with all that are finished.
+
+    Returns:
+        What they found, in order.
+    """
     cases = [(config, name, depth) for name in config.stacks for depth in config.depths]
-    if config.workers == 1:
-        return [run_trial(case) for case in tqdm(cases, unit="trial")]
-    context = multiprocessing.get_context("spawn")  # JAX has threads, which a fork would lose.
-    with ProcessPoolExecutor(config.workers, mp_context=context) as pool:
-        return list(tqdm(pool.map(run_trial, cases), total=len(cases), unit="trial"))
+    with contextlib.ExitStack() as stack:
+        run: Callable[..., Iterable[Trial]] = map
+        if config.workers > 1:
+            pool = ProcessPoolExecutor(
+                config.workers,
+                mp_context=multiprocessing.get_context("spawn"),  # a fork would lose JAX's threads
+                initializer=signal.signal,
+                initargs=(signal.SIGINT, signal.SIG_IGN),  # Ctrl-C is the parent's to answer
+            )
+            run = stack.enter_context(pool).map
+        found: list[Trial] = []
+        for trial in progress(run(run_trial, cases), total=len(cases), unit="trial"):
+            found.append(trial)
+            keep(found)
+    return found
 
 
 def run_trial(case: tuple[Any, StackName, int]) -> Trial:

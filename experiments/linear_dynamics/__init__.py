@@ -11,14 +11,15 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import jax
-from tqdm import tqdm
 
 from experiments.choices import lookup
 from experiments.claims import ClaimFailed
+from experiments.folder import claim_folder, write_results
 from experiments.linear_dynamics import aligned, beyond, figures, journeys, points, ranks
 from experiments.linear_dynamics.table import Finding, Row
 from experiments.linear_dynamics.table import table as as_text
-from experiments.report import circumstances, write_json
+from experiments.progress import progress
+from experiments.report import circumstances
 
 Name = Literal[
     "trajectories",
@@ -101,16 +102,17 @@ def run(config: Config) -> dict[str, Finding]:
         ClaimFailed: at the end, if a claim did not hold.
     """
     check(config)
-    config.results.mkdir(parents=True, exist_ok=True)
+    claim_folder(config.results, config)
     print(header(config), flush=True)
     findings, seconds = {}, {}
     with jax.enable_x64(True):
-        with tqdm(config.phenomena, unit="phenomenon") as bar:
+        with progress(config.phenomena, unit="phenomenon") as bar:
             for name in bar:
                 bar.set_description(name)
                 begin = time.perf_counter()
                 findings[name] = PHENOMENA[name](config)
                 seconds[name] = round(time.perf_counter() - begin, 1)
+                write(config, findings, seconds, finished=False)
         rows = [row for finding in findings.values() for row in finding.rows]
         print("\n" + as_text(rows), flush=True)
         write(config, findings, seconds)
@@ -152,14 +154,20 @@ def conclusion(rows: list[Row]) -> str:
     return f"{len(wrong)} of {len(claims)} claims of the theory FAIL:\n{listed}"
 
 
-def write(config: Config, findings: dict[str, Finding], seconds: dict[str, float]) -> None:
-    """Writes results.json."""
+def write(
+    config: Config,
+    findings: dict[str, Finding],
+    seconds: dict[str, float],
+    *,
+    finished: bool = True,
+) -> None:
+    """Writes what was found, all of it or so far."""
     content = {
         **circumstances(config, "diffrax"),
         "seconds": seconds,
         "rows": {name: [as_json(row) for row in found.rows] for name, found in findings.items()},
     }
-    write_json(config.results / "results.json", content)
+    write_results(config.results, content, finished=finished)
 
 
 def as_json(row: Row) -> dict[str, Any]:

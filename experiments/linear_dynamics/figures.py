@@ -6,10 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 
-from experiments.figures import STYLES, finish
+from experiments.figures import MEANS, STYLES, finish, subplots
 from experiments.linear_dynamics import portraits
 from experiments.linear_dynamics.table import Finding
 from localgrad import theory
@@ -34,7 +33,7 @@ def draw(findings: dict[str, Finding], folder: Path) -> list[Path]:
         data = findings[name].data if name in findings else {}
         if data:
             path = folder / f"{figure.__name__}.png"
-            finish(*figure(data), path)
+            finish(*figure(data), path, MEANS if name.startswith("learned") else None)
             drawn.append(path)
     return drawn
 
@@ -42,7 +41,7 @@ def draw(findings: dict[str, Finding], folder: Path) -> list[Path]:
 def panels(columns: int, rows: int = 1, **options: Any) -> tuple[Any, np.ndarray]:
     """An empty figure of the common size."""
     size = (1.2 + 3.3 * columns, 0.8 + (2.9 if rows == 1 else 1.9 * rows))
-    return plt.subplots(rows, columns, figsize=size, squeeze=False, **options)
+    return subplots(rows, columns, size, **options)
 
 
 def style(name: str) -> dict[str, Any]:

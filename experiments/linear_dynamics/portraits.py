@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.colors import ListedColormap
 
-from experiments.figures import STYLES
+from experiments.figures import STYLES, subplots
 from localgrad import theory
 
 KINDS = {
@@ -47,7 +46,7 @@ def phase_portraits(data: dict[str, Any]) -> tuple[Any, np.ndarray]:
             ((w - decay) ** 2 + b**2 - decay**2) / (2 * gain),
         ),
     }
-    figure, axes = plt.subplots(1, 3, figsize=(11, 3.7), squeeze=False, sharey=True)
+    figure, axes = subplots(1, 3, (11, 3.7), sharey=True)
     p_star, w_star = teacher.a * teacher.b, teacher.w
     for axis, (title, (rule, a)) in zip(axes[0], rules.items(), strict=True):
         down = theory.descent(rule, theory.Modes(a, w, b), theory.Endless(teacher))
@@ -74,7 +73,7 @@ def stability_map(data: dict[str, Any]) -> tuple[Any, np.ndarray]:
     """What RFLO's optimal point (s, p*/s, w*) is, over readout s and feedback r."""
     teacher = theory.Modes(0.3, 0.8, 1.0)
     s, r = np.meshgrid(np.linspace(0.3, 2, 241), np.linspace(-0.6, 0.6, 241))
-    figure, axes = plt.subplots(1, 3, figsize=(11, 3.5), squeeze=False, sharey=True)
+    figure, axes = subplots(1, 3, (11, 3.5), sharey=True)
     for axis, rho in zip(axes[0], (-0.4, 0.2, 0.6), strict=True):
         tau, det = (np.asarray(v) for v in theory.characteristic(theory.rflo(r, rho), s, teacher))
         turns = tau**2 < 4 * det
@@ -97,8 +96,8 @@ def stability_map(data: dict[str, Any]) -> tuple[Any, np.ndarray]:
 
 
 def learned_ranks(data: dict[str, Any]) -> tuple[Any, np.ndarray]:
-    """Beyond, 16: spectra of what the cells learned on digits; shading spans the seeds."""
-    figure, axes = plt.subplots(1, 3, figsize=(11.5, 3.7), squeeze=False)
+    """Beyond, 16: spectra of what the cells learned on digits."""
+    figure, axes = subplots(1, 3, (11.5, 3.7))
     for name, case in data["cases"].items():
         values = case["kept"][0]["values"]
         values = values / values[:, :1]
@@ -125,7 +124,7 @@ def learned_ranks(data: dict[str, Any]) -> tuple[Any, np.ndarray]:
 
 def learned_plateaus(data: dict[str, Any]) -> tuple[Any, np.ndarray]:
     """Beyond, 17: when the loss on digits falls, over the scale of the initial weights."""
-    figure, axes = plt.subplots(1, 3, figsize=(11.5, 3.7), squeeze=False)
+    figure, axes = subplots(1, 3, (11.5, 3.7))
     waits = -np.log(data["scales"])
     for name, case in data["cases"].items():
         for axis, times in ((axes[0, 0], case["leaves"]), (axes[0, 1], case["half"])):

@@ -10,15 +10,16 @@ from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
 import tyro
-from tqdm import tqdm
 
 from experiments.choices import lookup, require_counts
 from experiments.claims import Claim, claims_table, conclusion, require
+from experiments.folder import claim_folder, write_results
 from experiments.online import claims, figures, lags, problems, report
 from experiments.online.learner import Budget, compete
 from experiments.online.report import Panel
 from experiments.online.rows import CHUNK, ROWS
-from experiments.report import circumstances, write_json
+from experiments.progress import progress
+from experiments.report import circumstances
 
 ProblemName = Literal["copy", "xor", "coin", "mackey_glass", "text"]
 ALIKE = ("copy", "xor", "coin")  # of one shape
@@ -87,7 +88,7 @@ def run(config: Config) -> list[Claim]:
     if config.short:
         config = dataclasses.replace(config, units=8, calls=4, checks=2, repeats=2)
     check(config)
-    config.results.mkdir(parents=True, exist_ok=True)
+    claim_folder(config.results, config)
     print(
         f"Online: {', '.join(config.problems)}; {config.calls * problems.STEPS} steps of "
         f"{problems.STREAMS} streams, an update every {CHUNK}; N = {config.units}; seeds: "
@@ -115,7 +116,7 @@ def run(config: Config) -> list[Claim]:
     print(f"\n{report.FOOTNOTE}")
     seconds = time.perf_counter() - begin
     content |= {"seconds": round(seconds, 1), "claims": [claim._asdict() for claim in found]}
-    write_json(config.results / "results.json", {**circumstances(config), **content})
+    write_results(config.results, {**circumstances(config), **content})
     print(f"\n{claims_table(found)}\n")
     print(f"{seconds:.0f} s in all. Results and figures: {config.results}/")
     print(conclusion(found))
@@ -162,7 +163,7 @@ def cosines_of(config: Config, panel: Panel) -> dict[str, np.ndarray]:
         name: lags.cosines(
             name, panel.problem, panel.outcomes[ROWS[name].reference].params, config.budget
         )
-        for name in tqdm(names, unit="row", desc="credit over lags")
+        for name in progress(names, unit="row", desc="credit over lags")
     }
 
 

@@ -6,13 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
 
-from experiments.figures import finish
+from experiments.figures import finish, subplots
 from experiments.online.lags import Price, lags
 from experiments.online.report import Panel
 from experiments.online.rows import ROWS, gru
@@ -110,7 +106,7 @@ def bargains(panels: Sequence[Panel], prices: Mapping[str, Price], path: Path) -
         axis.set_xticks(TICKS, [f"{tick:g}" for tick in TICKS])
         axis.set_xlim(*_around([price.microseconds for price in prices.values()]))
     axes[0, 0].set_ylabel("test loss")
-    finish(figure, axes, path)
+    finish(figure, axes, path, "mean of the seeds; bars: from the least to the greatest")
 
 
 def _around(values: Sequence[float]) -> tuple[float, float]:
@@ -126,4 +122,4 @@ def _scale(panels: Sequence[Panel], name: str) -> str:
 
 def _grid(rows: int, columns: int, width: float = 3.1) -> tuple[Any, np.ndarray]:
     size = (0.8 + width * columns, 0.8 + 2.6 * rows)
-    return plt.subplots(rows, columns, figsize=size, squeeze=False)
+    return subplots(rows, columns, size)

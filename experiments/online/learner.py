@@ -20,11 +20,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from tqdm import tqdm
 
 import localgrad
 from experiments.online.problems import STEPS, Problem, grown
 from experiments.online.rows import ROWS, Row
+from experiments.progress import progress
 from experiments.ptncn.checkpoints import Progress, Run, restore, save
 from experiments.ptncn.training import beyond
 from experiments.train import one_by_one
@@ -326,7 +326,7 @@ def compete(
     total = len(names) * len(problems)
     title = ", ".join(problem.name for problem in problems)
     judges = make_judges(problems, [ROWS[name] for name in names], budget)
-    with ThreadPoolExecutor(workers) as pool, tqdm(total=total, unit="row", desc=title) as bar:
+    with ThreadPoolExecutor(workers) as pool, progress(total=total, unit="row", desc=title) as bar:
 
         def one(name: str) -> list[Outcome]:
             row, found = ROWS[name], []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -13,12 +13,13 @@ import tyro
 from experiments.choices import lookup, require_counts
 from experiments.claims import Claim, claims_table, conclusion, require
 from experiments.datasets import root_of
+from experiments.folder import claim_folder, write_results
 from experiments.perturbation import claims, figures, problems, report, series, variance
 from experiments.perturbation.learner import Budget, compete
 from experiments.perturbation.problems import Problem
 from experiments.perturbation.report import Panel
 from experiments.perturbation.rows import FEW, ROWS, SAMPLED
-from experiments.report import circumstances, write_json
+from experiments.report import circumstances
 
 Part = Literal["variance", "credit", "mackey_glass", "copy", "weather", "units"]
 
@@ -87,7 +88,7 @@ def run(config: Config) -> list[Claim]:
     if config.short:
         config = dataclasses.replace(config, checks=2, nets=1, draws=100)
     check(config)
-    config.results.mkdir(parents=True, exist_ok=True)
+    claim_folder(config.results, config)
     print(f"Perturbations: {', '.join(config.parts)}; seeds: {config.seeds}.", flush=True)
     content: dict[str, Any] = {}
     found: list[Claim] = []
@@ -99,10 +100,13 @@ def run(config: Config) -> list[Claim]:
         figures.variance(points, config.results / "variance.png")
         content["variance"] = [point._asdict() for point in points]
         found += claims.of_variance(points)
-    panels = panels_of(config)
+    panels: list[Panel] = []
+    for panel in panels_of(config):
+        panels.append(panel)
+        content["panels"] = [report.panel_as_json(panel) for panel in panels]
+        write_results(config.results, {**circumstances(config), **content}, finished=False)
     if panels:
         figures.curves(panels, config.results / "curves.png")
-        content["panels"] = [report.panel_as_json(panel) for panel in panels]
         found += [claim for panel in panels for claim in claims.of_panel(panel)]
     if "units" in config.parts:
         sized = over_units(config, panels)
@@ -113,7 +117,7 @@ def run(config: Config) -> list[Claim]:
     print(f"\n{report.FOOTNOTE}")
     seconds = time.perf_counter() - begin
     content |= {"seconds": round(seconds, 1), "claims": [claim._asdict() for claim in found]}
-    write_json(config.results / "results.json", {**circumstances(config), **content})
+    write_results(config.results, {**circumstances(config), **content})
     print(f"\n{claims_table(found)}\n")
     print(f"{seconds:.0f} s in all. Results and figures: {config.results}/")
     print(conclusion(found))
@@ -122,24 +126,22 @@ def run(config: Config) -> list[Claim]:
     return found
 
 
-def panels_of(config: Config) -> list[Panel]:
+def panels_of(config: Config) -> Iterator[Panel]:
     """Every rule on every problem of the parts; prints a table of each as soon as it is there."""
-    seed, updates = config.seed, config.updates
-    every, panels = config.rows, []
+    seed, updates, every = config.seed, config.updates, config.rows
     if "credit" in config.parts:
-        panels += solved(config, [problems.sign(seed, updates(1000))], every)
-        panels += solved(config, [problems.recall(seed, updates(1000))], every)
+        yield from solved(config, [problems.sign(seed, updates(1000))], every)
+        yield from solved(config, [problems.recall(seed, updates(1000))], every)
     if "mackey_glass" in config.parts:
         both = [make(seed, updates(1000)) for make in (series.ahead, series.behind)]
-        panels += solved(config, both, every)
+        yield from solved(config, both, every)
     if "copy" in config.parts:
-        panels += solved(config, [problems.copy(seed, updates(1000))], every)
+        yield from solved(config, [problems.copy(seed, updates(1000))], every)
     if "weather" in config.parts and root_of(config.data_dir) is None:
         print("\nweather is left out: say --data-dir DIR, or set LOCALGRAD_DATA=DIR.")
     elif "weather" in config.parts:
         hours = [series.forecast(seed, updates(1000), h, config.data_dir) for h in series.HOURS]
-        panels += solved(config, hours, [name for name in every if name not in SAMPLED])
-    return panels
+        yield from solved(config, hours, [name for name in every if name not in SAMPLED])
 
 
 def solved(config: Config, alike: Sequence[Problem], names: Sequence[str]) -> list[Panel]:

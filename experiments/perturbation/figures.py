@@ -6,13 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
 
-from experiments.figures import finish
+from experiments.figures import finish, subplots
 from experiments.perturbation.report import Panel
 from experiments.perturbation.rows import ROWS
 from experiments.perturbation.variance import FEW_STEPS, FEW_UNITS, KINDS, Point, over
@@ -59,7 +55,7 @@ def variance(points: Sequence[Point], path: Path) -> None:
         axis.set_xticks(sizes, [str(size) for size in sizes])
         axis.minorticks_off()
     axes[0, 0].set_ylabel("variance of one sample / mean²")
-    finish(figure, axes, path)
+    finish(figure, axes, path, "marks: measured; lines: theory")
 
 
 def curves(panels: Sequence[Panel], path: Path) -> None:
@@ -109,9 +105,9 @@ def units(panels: Sequence[Panel], path: Path) -> None:
     axis.set(xscale="log", yscale="log", xlabel="units", ylabel="test loss")
     axis.set_xticks(sizes, [str(size) for size in sizes])
     axis.minorticks_off()
-    finish(figure, axes, path)
+    finish(figure, axes, path, "mean of the seeds; bars: from the least to the greatest")
 
 
 def _grid(rows: int, columns: int, width: float) -> tuple[Any, np.ndarray]:
     size = (0.8 + width * columns, 0.8 + 2.6 * rows)
-    return plt.subplots(rows, columns, figsize=size, squeeze=False)
+    return subplots(rows, columns, size)

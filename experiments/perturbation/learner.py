@@ -17,12 +17,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from tqdm import tqdm
 
 import localgrad
 from experiments.deep.trials import crossing
 from experiments.perturbation.problems import Problem
 from experiments.perturbation.rows import ROWS, Row
+from experiments.progress import progress
 from experiments.ptncn.training import beyond
 from experiments.train import Run, one_by_one
 
@@ -230,7 +230,7 @@ def compete(
     }
     with (
         ThreadPoolExecutor(workers) as pool,
-        tqdm(total=len(rows) * len(problems), unit="row", desc=problems[0].name) as bar,
+        progress(total=len(rows) * len(problems), unit="row", desc=problems[0].name) as bar,
     ):
 
         def one(row: Row) -> list[Outcome]:

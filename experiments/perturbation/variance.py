@@ -16,7 +16,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import linen as nn
-from tqdm import tqdm
 
 import localgrad
 from experiments.perturbation.moments import (
@@ -26,6 +25,7 @@ from experiments.perturbation.moments import (
     square,
     weight_moments,
 )
+from experiments.progress import progress
 
 INPUTS, OUTPUTS, RADIUS = 3, 2, 0.9
 UNITS, STEPS = (4, 8, 16, 32, 64), (5, 10, 20, 40, 80, 160)
@@ -128,7 +128,7 @@ def scan_sizes(nets: int, draws: int, seed: int, workers: int, short: bool) -> l
     sizes = [*dict.fromkeys(sizes)]
     with (
         ThreadPoolExecutor(workers) as pool,
-        tqdm(total=len(sizes), unit="size", desc="variance") as bar,
+        progress(total=len(sizes), unit="size", desc="variance") as bar,
     ):
 
         def one(size: tuple[int, int]) -> list[Point]:

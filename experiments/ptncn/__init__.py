@@ -11,10 +11,11 @@ import tyro
 
 from experiments.choices import lookup, require_counts
 from experiments.claims import claims_table, conclusion, require
+from experiments.folder import claim_folder, write_results
 from experiments.ptncn import continual, text, video, zeroshot
 from experiments.ptncn.rows import ROWS
 from experiments.ptncn.sizes import SIZES, Size, SizeName
-from experiments.report import circumstances, write_json
+from experiments.report import circumstances
 
 PARTS: dict[str, Any] = {
     "video": video,
@@ -88,7 +89,7 @@ def run(config: Config) -> Any:
     part = PARTS[config.part]
     source = part.source_of(config)
     folder = config.results / f"{config.part}_{source}_{config.size}"
-    folder.mkdir(parents=True, exist_ok=True)
+    claim_folder(folder, config)
     print(f"P-TNCN: {config.part}, {source}, {config.size}; seeds: {config.seeds}.", flush=True)
     found = part.run(config, source, folder)
     seconds = time.perf_counter() - begin
@@ -98,7 +99,7 @@ def run(config: Config) -> Any:
         **found.content,
         "claims": [claim._asdict() for claim in found.claims],
     }
-    write_json(folder / "results.json", content)
+    write_results(folder, content)
     print(f"\n{found.table}\n\n{claims_table(found.claims)}\n")
     print(f"{seconds:.0f} s in all. Results and figures: {folder}/")
     print(conclusion(found.claims))

@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from experiments.claims import Claim
 from experiments.datasets import Glyphs, of_classes
+from experiments.progress import progress
 from experiments.ptncn import figures
 from experiments.ptncn.checkpoints import restore, save
 from experiments.ptncn.found import Found, best_source
@@ -67,7 +67,7 @@ def run(config: Any, source: str, folder: Path) -> Found:
     reference = ROWS["ptncn"].model(size.video_units, first.size, first.outputs)
     budget = parameters_of(reference, first.size)
     found = {}
-    with tqdm(total=len(NAMES) * (1 + len(problems) * size.epochs), unit="epoch") as bar:
+    with progress(total=len(NAMES) * (1 + len(problems) * size.epochs), unit="epoch") as bar:
         for name in NAMES:
             own = folder / "runs" / name
             found[name] = one(name, problems, budget, size.epochs, config.seeds, bar.update, own)

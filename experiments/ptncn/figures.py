@@ -6,15 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.animation import FuncAnimation, PillowWriter
 from matplotlib.ticker import MaxNLocator
 
-from experiments.figures import finish
+from experiments.figures import MEANS, finish, subplots
 from experiments.ptncn.rows import ROWS
 from experiments.ptncn.training import Outcome
 
@@ -42,8 +38,8 @@ def style(name: str) -> dict[str, Any]:
 def curves(
     outcomes: Mapping[str, Outcome], floors: Mapping[str, float], unit: str, path: Path
 ) -> None:
-    """The score on held-out data after each epoch; shading spans the seeds."""
-    figure, axes = plt.subplots(1, 1, figsize=(6.4, 5.0), squeeze=False)
+    """The score on held-out data after each epoch."""
+    figure, axes = subplots(1, 1, (6.4, 5.0))
     axis = axes[0, 0]
     for name, outcome in outcomes.items():
         values = outcome.valid[:, 1:]  # an untrained network's is no part of the picture
@@ -73,7 +69,7 @@ def curves(
             )
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.set(xlabel="epochs", ylabel=f"held-out {unit}", ylim=(low, high))
-    finish(figure, axes, path)
+    finish(figure, axes, path, MEANS)
 
 
 def frames(rows: Mapping[str, np.ndarray], path: Path, every: int = 2) -> None:
@@ -85,9 +81,8 @@ def frames(rows: Mapping[str, np.ndarray], path: Path, every: int = 2) -> None:
         every: how many frames a step of the still takes.
     """
     shown = range(0, len(next(iter(rows.values()))), every)
-    figure, axes = plt.subplots(
-        len(rows), len(shown), figsize=(1.0 * len(shown) + 1.2, 1.05 * len(rows)), squeeze=False
-    )
+    size = (1.0 * len(shown) + 1.2, 1.05 * len(rows))
+    figure, axes = subplots(len(rows), len(shown), size)
     for line, (label, images) in zip(axes, rows.items(), strict=True):
         for axis, t in zip(line, shown, strict=True):
             axis.imshow(images[t], cmap="gray", vmin=0, vmax=1)
@@ -97,9 +92,8 @@ def frames(rows: Mapping[str, np.ndarray], path: Path, every: int = 2) -> None:
         line[0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=9)
     figure.tight_layout()
     figure.savefig(path, dpi=110)
-    plt.close(figure)
 
-    figure, axes = plt.subplots(1, len(rows), figsize=(1.8 * len(rows), 2.1), squeeze=False)
+    figure, axes = subplots(1, len(rows), (1.8 * len(rows), 2.1))
     pictures = []
     for axis, (label, images) in zip(axes[0], rows.items(), strict=True):
         pictures.append(axis.imshow(images[0], cmap="gray", vmin=0, vmax=1))
@@ -116,7 +110,6 @@ def frames(rows: Mapping[str, np.ndarray], path: Path, every: int = 2) -> None:
     FuncAnimation(figure, show, frames=count).save(
         path.with_suffix(".gif"), writer=PillowWriter(fps=4), dpi=80
     )
-    plt.close(figure)
 
 
 def adaptation(panels: Mapping[str, Mapping[str, np.ndarray]], unit: str, path: Path) -> None:
@@ -127,9 +120,7 @@ def adaptation(panels: Mapping[str, Mapping[str, np.ndarray]], unit: str, path: 
         unit: of scores.
         path: of the PNG.
     """
-    figure, axes = plt.subplots(
-        1, len(panels), figsize=(4.2 * len(panels), 3.4), squeeze=False, sharey=True
-    )
+    figure, axes = subplots(1, len(panels), (4.2 * len(panels), 3.4), sharey=True)
     palette = ["#0072B2", "#56B4E9", "#009E73", "#D55E00", "#000000", "#7F7F7F", "#CC79A7"]
     for axis, (name, rows) in zip(axes[0], panels.items(), strict=True):
         for (label, values), colour in zip(rows.items(), palette, strict=False):
@@ -138,12 +129,12 @@ def adaptation(panels: Mapping[str, Mapping[str, np.ndarray]], unit: str, path: 
             axis.fill_between(t, values.min(0), values.max(0), color=colour, alpha=0.12)
         axis.set(title=name, xlabel="frame")
     axes[0, 0].set_ylabel(unit)
-    finish(figure, axes, path)
+    finish(figure, axes, path, MEANS)
 
 
 def matrices(found: Mapping[str, np.ndarray], tasks: Sequence[str], unit: str, path: Path) -> None:
     """The loss on each task after each, a panel a row, means over seeds [task, task]."""
-    figure, axes = plt.subplots(1, len(found), figsize=(1.0 + 3.2 * len(found), 3.4), squeeze=False)
+    figure, axes = subplots(1, len(found), (1.0 + 3.2 * len(found), 3.4))
     low, high = min(m.min() for m in found.values()), max(m.max() for m in found.values())
     for axis, (label, matrix) in zip(axes[0], found.items(), strict=True):
         axis.imshow(matrix, cmap="viridis_r", vmin=low, vmax=high)
@@ -163,4 +154,3 @@ def matrices(found: Mapping[str, np.ndarray], tasks: Sequence[str], unit: str, p
         axis.set_title(f"{label}: {unit}", fontsize=10)
     figure.tight_layout()
     figure.savefig(path, dpi=130)
-    plt.close(figure)

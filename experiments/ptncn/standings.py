@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
+from experiments.progress import progress
 from experiments.ptncn.learner import Learner, make_learner
 from experiments.ptncn.problems import Problem
 from experiments.ptncn.rows import ROWS, parameters_of
@@ -43,7 +43,7 @@ def compete(
     reference = ROWS["ptncn"].model(units, problem.size, problem.outputs)
     budget = parameters_of(reference, problem.size)
     total = sum(epochs + 1 if ROWS[name].rule else 0 for name in names)
-    with ThreadPoolExecutor(workers) as pool, tqdm(total=total, unit="epoch") as bar:
+    with ThreadPoolExecutor(workers) as pool, progress(total=total, unit="epoch") as bar:
 
         def one(name: str) -> tuple[Learner, Outcome]:
             learner = make_learner(ROWS[name], problem, budget)

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from experiments.claims import Claim
+from experiments.progress import progress
 from experiments.ptncn import figures
 from experiments.ptncn.found import Found, best_source
 from experiments.ptncn.learner import make_learner, make_score
@@ -42,7 +42,7 @@ def run(config: Any, source: str, folder: Path) -> Found:
     budget = parameters_of(reference, first.size)
     panels: dict[str, dict[str, np.ndarray]] = {problem.name: {} for problem in problems}
     names = ("ptncn", *RIVALS)
-    with tqdm(total=len(names) * (size.epochs + 1), unit="epoch") as bar:
+    with progress(total=len(names) * (size.epochs + 1), unit="epoch") as bar:
         for name in names:
             learner = make_learner(ROWS[name], first, budget)
             own = folder / "runs" / name

@@ -75,15 +75,6 @@ class VirtualModule:
         """Whether it corrects its carry by what it is shown after a step."""
         return self.inner.observes
 
-    @property
-    def held_statistics(self) -> bool:
-        """Whether the statistics of normalisations carry no credit."""
-        return self.inner.held_statistics
-
-    def normalises(self, params: Leaves, carry: Any, x: Any) -> bool:
-        """Whether the cell runs a normalisation on its own parameters."""
-        return self.inner.normalises(params, self.own_carry(carry), x)
-
     def initialize_carry(self, shape: tuple[int, ...], key: jax.Array | None = None) -> Any:
         """The initial carry for inputs of this shape, batch axis first."""
         return self.units.split(self.inner.initialize_carry(shape, key))
