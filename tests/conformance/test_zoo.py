@@ -144,7 +144,7 @@ def test_exact_rules_are_exact_on_all(model, rule):
 
 @pytest.mark.parametrize("cell", zoo.REFUSED, ids=lambda cell: cell.__name__)
 def test_what_a_local_rule_cannot_credit_it_refuses(cell):
-    params, batch = problem(cell(), symbols=cell is zoo.Tied)
+    params, batch = problem(cell())
     for batch_size in (None, B):
         rule = make("eprop", cell(), batch, batch_size=batch_size)
         with pytest.raises(ValueError, match=f"(?s){zoo.REFUSED[cell]}"):
@@ -161,6 +161,17 @@ def test_a_convolutional_cell_is_for_exact_rules():
         message = rf"{name} cannot credit cell \(ConvLSTMCell\).*convolutional"
         with pytest.raises(ValueError, match=message):
             learned(make(name, model, batch), params, batch)
+
+
+@pytest.mark.parametrize("name", ["eprop", "snap"])
+def test_tied_weights_learn_what_two_learn(name):
+    params, batch = problem(zoo.Tied(), symbols=True)
+    table = params["e"]["embedding"]
+    tied = learned(make(name, zoo.Tied(), batch), params, batch)
+    apart = params | {"o": {"kernel": table.T}}
+    each = learned(make(name, zoo.Untied(), batch), apart, batch)
+    both = each["e"]["embedding"] + each["o"]["kernel"].T
+    close(tied, {"e": {"embedding": both}, "h": each["h"]})
 
 
 def test_a_carry_belongs_to_its_examples():

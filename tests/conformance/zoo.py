@@ -406,6 +406,19 @@ class Tied(Cell):
         return 0
 
 
+class Untied(Cell):
+    """The same with a table for each."""
+
+    @nn.compact
+    def __call__(self, h, x):
+        h = leaky(h, nn.Embed(6, self.features, name="e")(x) + nn.Dense(self.features, name="h")(h))
+        return h, nn.Dense(6, use_bias=False, name="o")(h)
+
+    @property
+    def num_feature_axes(self) -> int:
+        return 0
+
+
 class WithoutAutapses(Cell):
     """Its recurrent kernel is also read directly."""
 
@@ -426,12 +439,10 @@ REFUSED = {
     Normed: r"layer i reaches other units than its own .* normalisation",
     Mixed: "the state of one unit reaches another's outside any layer",
     Stacked: r"is fed by another layer .*localgrad\.Network",
-    Tied: r"the parameters of layer e also work outside its own call, as with Embed\.attend",
-    WithoutAutapses: r"the parameters of layer h also work outside its own call",
 }
 """Cells that local rules refuse, and a pattern of the message."""
 
-UNSEEN = (Matrix, WeightNormed, Rematerialised, Jitted, Twice)
+UNSEEN = (Matrix, WeightNormed, Rematerialised, Jitted, Twice, Tied, WithoutAutapses)
 """Cells with weights that no tap of a layer sees, or not all of; what local rules make of them is
 asked of the like in `kinds.py`."""
 
