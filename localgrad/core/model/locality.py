@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from localgrad.core.model.coded import CodedModule
 from localgrad.core.model.modules import Module, TiedModule
 from localgrad.core.model.statistics import NAMES
 from localgrad.core.model.synapses import (
@@ -29,6 +30,7 @@ from localgrad.core.model.synapses import (
     respond_to,
 )
 from localgrad.core.model.trial import POINTS, Draws, apart, memoised
+from localgrad.core.model.virtual import VirtualModule
 from localgrad.core.ownership.owners import Owners, reduced, strays
 from localgrad.core.ownership.walk import owners_of
 from localgrad.core.params import Leaves, Path, under
@@ -295,6 +297,12 @@ def require_real(cell: Anatomy, carry: Any, name: str, rule: str) -> None:
 def require_units(cell: Anatomy, carry: Any, name: str, rule: str) -> None:
     """Raises unless every leaf of the carry holds one number for each of the same N units."""
     require_real(cell, carry, name, rule)
+    module = cell.module.inner if isinstance(cell.module, VirtualModule) else cell.module
+    if isinstance(module, CodedModule):
+        raise ValueError(
+            f"{rule} cannot credit {name} ({cell.module.name}): its carry holds integers, flags or "
+            f"keys beside its units. {WAY_OUT}"
+        )
     shapes = [leaf.shape[1:] for leaf in jax.tree.leaves(carry)]
     if len(set(shapes)) > 1 or any(len(shape) != 1 for shape in shapes):
         kind = " as a convolutional cell has it" if any(len(s) > 1 for s in shapes) else ""

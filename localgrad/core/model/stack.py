@@ -9,6 +9,7 @@ import flax
 import jax
 import jax.numpy as jnp
 
+from localgrad.core.model.coded import CodedModule, coded
 from localgrad.core.model.isolation import require_apart
 from localgrad.core.model.modules import (
     HeldModule,
@@ -24,6 +25,9 @@ from localgrad.core.model.synapses import Anatomy, dissect, is_unit
 from localgrad.core.model.virtual import VirtualModule, virtual
 from localgrad.core.ownership.reach import dependencies
 from localgrad.core.params import Leaves, Path, placed, under
+
+OTHERWISE = (VirtualModule, CodedModule)
+"""Modules whose carry is not quite the cell's own."""
 
 
 class Stack(NamedTuple):
@@ -126,7 +130,7 @@ class Stack(NamedTuple):
     def pack(self, carries: Any) -> Any:
         """The cells' carries as the model's own carry."""
         own = tuple(
-            cell.module.own_carry(carry) if isinstance(cell.module, VirtualModule) else carry
+            cell.module.own_carry(carry) if isinstance(cell.module, OTHERWISE) else carry
             for cell, carry in zip(self.cells, carries, strict=True)
         )
         return own[0] if self.prefixes[0] == () else own
@@ -135,7 +139,7 @@ class Stack(NamedTuple):
         """The model's own carry as the cells' carries."""
         each = (carry,) if self.prefixes[0] == () else tuple(carry)
         return tuple(
-            cell.module.units.split(own) if isinstance(cell.module, VirtualModule) else own
+            cell.module.enter_carry(own) if isinstance(cell.module, OTHERWISE) else own
             for cell, own in zip(self.cells, each, strict=True)
         )
 
@@ -198,7 +202,7 @@ def assemble(model: Any, params: Leaves, x: Any, held_statistics: bool = False) 
     keys = jax.random.split(jax.random.key(0), len(cells))  # as Network.initialize_carry does
     for cell, prefix, key in zip(cells, prefixes, keys, strict=True):
         own = under(params, prefix)
-        carry, z_next = _settled(cell, own, z, key if prefix else jax.random.key(0))
+        cell, carry, z_next = _settled(cell, own, z, key if prefix else jax.random.key(0))
         anatomy, carry = _taken_apart(cell, own, carry, z)
         anatomies.append(anatomy)
         initial.append(carry)
@@ -280,11 +284,12 @@ def _emits(label: str, module: Module, params: Leaves, x: Any) -> Any:
     return out
 
 
-def _settled(cell: Module, params: Leaves, x: Any, key: jax.Array) -> tuple[Any, Any]:
-    """The initial carry in the dtype that the cell's step keeps, and the step's output."""
+def _settled(cell: Any, params: Leaves, x: Any, key: jax.Array) -> tuple[Any, Any, Any]:
+    """A cell of a floating carry, the initial one in the dtype its step keeps, and its output."""
     _require_rank(cell, x)
     carry = _begun(cell, jax.tree.leaves(x)[0].shape, key)
     _require_carry(cell, carry, jax.tree.leaves(x)[0].shape[0])
+    cell, carry = coded(cell, carry)
     for _ in range(3):
         try:
             new, y = jax.eval_shape(cell.apply, params, carry, x)
@@ -304,7 +309,7 @@ def _settled(cell: Module, params: Leaves, x: Any, key: jax.Array) -> tuple[Any,
     if not cell.observes:
         _require_used("the cell", cell, params, carry, x)
     require_apart(cell.name, cell, params, carry, x)
-    return carry, y
+    return cell, carry, y
 
 
 def _begun(cell: Module, shape: tuple[int, ...], key: jax.Array) -> Any:
@@ -343,7 +348,7 @@ def _require_used(label: str, module: Module, params: Leaves, *args: Any) -> Non
 
 
 def _require_carry(cell: Module, carry: Any, batch: int) -> None:
-    """Raises unless the carry holds floating numbers of each example."""
+    """Raises unless the carry holds something of each example."""
     leaves = jax.tree.leaves(carry)
     if not leaves:
         raise ValueError(f"{cell.name} has an empty carry: it is a layer, not a recurrent cell.")
@@ -353,11 +358,6 @@ def _require_carry(cell: Module, carry: Any, batch: int) -> None:
                 f"{cell.name} keeps a carry of shape {leaf.shape}; each array of it must begin "
                 f"with the batch axis, B = {batch}. Keep a counter as one number an example; a "
                 "cell written for a single example needs nn.vmap around it."
-            )
-        if not jnp.issubdtype(leaf.dtype, jnp.inexact):
-            raise ValueError(
-                f"{cell.name} keeps a carry of dtype {leaf.dtype}; it must be floating point. Keep "
-                "counters and flags as floats."
             )
 
 

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core as jex
 
+from localgrad.core.model.coded import CodedModule
 from localgrad.core.model.modules import Layer, Module, Tap
 from localgrad.core.model.program import Program, bound, made, program_of, steps_to
 from localgrad.core.model.units import Units, layouts, units_in
@@ -44,7 +45,7 @@ class VirtualModule:
         orders: by name of a product or part, the order of its columns or entries.
     """
 
-    inner: Module
+    inner: Any
     leaves: tuple[tuple[Path, tuple[int, ...], str], ...]
     units: Units
     program: Program = dataclasses.field(compare=False, repr=False)
@@ -68,7 +69,8 @@ class VirtualModule:
 
     def normalises(self, params: Leaves, carry: Any, x: Any) -> bool:
         """Whether the cell calls a normalisation; `params` are real, and shapes suffice."""
-        return self.inner.normalises(params, jax.eval_shape(self.own_carry, carry), x)
+        joined = jax.eval_shape(lambda c: self.units.join(c, self.program.trees[0]), carry)
+        return self.inner.normalises(params, joined, x)
 
     @property
     def observes(self) -> bool:
@@ -81,7 +83,13 @@ class VirtualModule:
 
     def own_carry(self, carry: Any) -> Any:
         """The carry as the cell itself has it."""
-        return self.units.join(carry, self.program.trees[0])
+        joined = self.units.join(carry, self.program.trees[0])
+        return self.inner.own_carry(joined) if isinstance(self.inner, CodedModule) else joined
+
+    def enter_carry(self, own: Any) -> Any:
+        """The inverse of `own_carry`."""
+        coded = isinstance(self.inner, CodedModule)
+        return self.units.split(self.inner.enter_carry(own) if coded else own)
 
     def see(self, params: Leaves) -> Leaves:
         """The virtual leaves that real parameters make; differentiable."""
@@ -143,7 +151,8 @@ class VirtualModule:
 
         The program is that of one example; each of its equations is mapped over the batch.
         """
-        carry, x, jaxpr = self.own_carry(args[0]), args[1], self.program.closed.jaxpr
+        carry = self.units.join(args[0], self.program.trees[0])
+        x, jaxpr = args[1], self.program.closed.jaxpr
         batch = len(jax.tree.leaves(carry)[0])
         parts = {var: self._whole(head, params[head]) for head, var in self.weights.parts.items()}
         still = dict(zip(jaxpr.constvars, self.program.closed.consts, strict=True)) | parts
