@@ -200,7 +200,8 @@ def test_no_layer_waits_for_another():
     depths = (1, 3)
     stacks = [tuple(nn.SimpleCell(5) for _ in range(depth)) for depth in depths]
     models = [localgrad.Network(cells, readout=nn.Dense(D)) for cells in stacks]
-    shallow, deep = (chain(localgrad.bptt(model, optax.l2_loss), model) for model in models)
+    rules = [localgrad.bptt(model, optax.l2_loss, batch_size=B) for model in models]
+    shallow, deep = map(chain, rules, models)
     assert deep >= shallow + 4  # each layer forward, and back
 
 
