@@ -49,10 +49,11 @@ class Config:
     rate network on digits, where the theory promises nothing. Prints the table; writes
     results.json and figures.
 
-    `python -m experiments linear_dynamics` takes 3 to 4 minutes on two cores, mostly compiling. All
-    53 claims held: networks follow the mode equations to 1e-11, late rates agree to 1e-3, RFLO's
-    change has exactly the outputs' rank. On digits, from small weights, the GRU waits 23 updates a
-    factor e under BPTT (linear theory: 19) and none under random feedback; its rank is not low.
+    `python -m experiments linear_dynamics` takes about 4 minutes on two free cores, mostly
+    compiling. All 53 claims held with seeds 0 and 1 (a claim that fails is exit status 1): networks
+    follow the mode equations to 1e-12, late rates agree to 1e-3, RFLO's change has exactly the
+    outputs' rank. On digits, from small weights, the GRU waits 23 updates a factor e under BPTT
+    (linear theory: 19) and none under random feedback; its rank is not low.
 
     Reference: Williams, Payeur and Lajoie, 2026, https://arxiv.org/abs/2606.00243.
 
@@ -140,7 +141,7 @@ def header(config: Config) -> str:
     """What is about to happen."""
     return (
         f"Theory beside networks, {len(config.phenomena)} phenomena: {', '.join(config.phenomena)}."
-        "\nAll of them take 3 to 4 minutes on two cores, mostly compiling."
+        "\nAll of them take about 4 minutes on two free cores, mostly compiling."
     )
 
 
@@ -148,6 +149,8 @@ def conclusion(rows: list[Row]) -> str:
     """How many claims hold, and which do not."""
     claims = [row for row in rows if row.bar is not None]
     wrong = [row for row in claims if not row.holds]
+    if not claims:
+        return "Nothing is claimed of this."
     if not wrong:
         return f"All {len(claims)} claims of the theory hold."
     listed = "\n".join(f"  row {row.number}: {row.claim}" for row in wrong)

@@ -208,13 +208,14 @@ def sizes(counts: tuple[int, ...], seed: int) -> Finding:
 
     RFLO from W = B = 0 stays a network of one mode at any size, with feedback |R|.
     """
-    steps, rho = 12, 0.5
-    teacher = theory.Modes(np.ones(2), np.array([0.8, -0.5]), np.array([1.0, 0.8]))
+    steps, rho, rng = 12, 0.5, np.random.default_rng(seed)
+    poles = rng.uniform([0.76, -0.55], [0.84, -0.45])
+    teacher = theory.Modes(np.ones(2), poles, np.array([1.0, 0.8]))
     target = np.asarray(theory.realisable(teacher, steps).target.sum(0))
     task = theory.Task(target, theory.lag_weights(steps))
     floor = theory.stationary_points(theory.bptt(), task)[0].loss
     losses: dict[str, list[float]] = {"RFLO": [], "BPTT": []}
-    predicted, rng = [], np.random.default_rng(seed)
+    predicted = []
     for units in counts:
         readout, feedback = (
             v / np.linalg.norm(v) * size

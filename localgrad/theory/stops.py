@@ -199,6 +199,8 @@ def suggest_decay(task: Task, *, resolution: int = 1001) -> BestDecay:
         >>> round(found.decay, 4), round(found.loss - found.least, 6)
         (0.7071, 0.0)
     """
+    if isinstance(task, Endless):
+        raise ValueError("task must be a Task; got Endless, on which no decay is biased.")
     modes = [Task(row, task.weight) for row in np.atleast_2d(task.target)]
     full = [stationary_points(bptt(), mode, resolution=resolution) for mode in modes]
 

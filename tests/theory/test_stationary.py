@@ -333,6 +333,7 @@ SHORT = theory.Task([0.5, 0.2, 0.1], np.ones(3))
         (lambda: theory.stationary_points(theory.bptt(), SHORT, s=0.0), "s must not be 0"),
         (lambda: theory.stationary_points(theory.rflo(0.0, 0.1), SHORT), "feedback must not be 0"),
         (lambda: theory.suggest_decay(HOLE), "task.target must be finite"),
+        (lambda: theory.suggest_decay(theory.Endless(TEACHER)), "must be a Task; got Endless"),
         (lambda: theory.integrate(theory.bptt(), NAN, SHORT, [0, 1]), "start.a must be finite"),
         (lambda: theory.integrate(theory.bptt(), START, HOLE, [0, 1]), "task.target must be fin"),
         (lambda: theory.rflo("random", 0.5), "feedback must be real numbers, .* got 'random'"),
