@@ -11,8 +11,8 @@ ARGS ?=
 WORKERS ?= logical
 # Halves what XLA needs to compile on CPU, where this jaxlib knows the flag; another would abort.
 EMITTERS := --xla_cpu_use_fusion_emitters=false
-QUICK = $(shell XLA_FLAGS=$(EMITTERS) $(BIN)/python -c 'import jax; jax.devices()' >/dev/null 2>&1 \
-  && echo 'XLA_FLAGS="$$XLA_FLAGS $(EMITTERS)"')
+FLAGS = $$XLA_FLAGS $(shell XLA_FLAGS=$(EMITTERS) $(BIN)/python -c 'import jax; jax.devices()' >/dev/null 2>&1 \
+  && echo '$(EMITTERS)')
 
 .PHONY: help demo test test-fast test-long test-slow lint bench clean
 help:
@@ -32,19 +32,19 @@ test: lint
 	$(MAKE) test-fast test-long
 
 test-fast: $(STAMP)
-	$(QUICK) $(BIN)/python -m pytest -n $(WORKERS) -m "not slow and not long" \
+	XLA_FLAGS="$(FLAGS)" $(BIN)/python -m pytest -n $(WORKERS) -m "not slow and not long" \
 	  --doctest-modules localgrad tests $(ARGS)
 # 8 virtual devices are a setting of the whole process, so these tests have their own.
-	JAX_PLATFORMS=cpu XLA_FLAGS="$$XLA_FLAGS --xla_force_host_platform_device_count=8" \
-	  $(BIN)/python -m pytest tests/multidevice
+	JAX_PLATFORMS=cpu XLA_FLAGS="$(FLAGS) --xla_force_host_platform_device_count=8" \
+	  $(BIN)/python -m pytest -n $(WORKERS) tests/multidevice
 
 test-long: $(STAMP)
-	$(QUICK) $(BIN)/python -m pytest -n $(WORKERS) -m "long and not slow and not optimized" tests $(ARGS)
+	XLA_FLAGS="$(FLAGS)" $(BIN)/python -m pytest -n $(WORKERS) -m "long and not slow and not optimized" tests $(ARGS)
 # What is measured is compiled as users have it.
 	$(BIN)/python -m pytest -n $(WORKERS) -m optimized tests $(ARGS)
 
 test-slow: $(STAMP)
-	$(QUICK) $(BIN)/python -m pytest -n $(WORKERS) -m slow tests $(ARGS)
+	XLA_FLAGS="$(FLAGS)" $(BIN)/python -m pytest -n $(WORKERS) -m slow tests $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check

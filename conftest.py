@@ -68,8 +68,13 @@ class Together(LoadScopeScheduling):
     """Gives tests that share what they compile to one worker."""
 
     def _split_scope(self, nodeid: str) -> str:
-        """A module, or a case of the contract: `...[rule-model]` or `...[rule-model-more]`."""
+        """A module, or a case of the contract: `...[rule-model]` or `...[rule-model-more]`.
+
+        On many devices each test by itself, as they share nothing.
+        """
         module, _, test = nodeid.partition("::")
+        if "multidevice" in module:
+            return nodeid
         case = re.search(r"\[(\w+-\w+)", test) if module.endswith("test_contract.py") else None
         return f"{module}::{case[1]}" if case else module
 
