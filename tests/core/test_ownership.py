@@ -318,13 +318,6 @@ class InOldState(Coupled):
         return (new := new + g * h.sum(-1, keepdims=True)), new
 
 
-class SharedGain(Coupled):
-    """A parameter of the units of which each unit sees the mean."""
-
-    def couple(self, h, x):
-        return h * (1 + jax.nn.relu(self.vector("w").mean() - 2.0))
-
-
 MEET = {
     Inhibited: "layer i reaches other units than its own",
     BehindNegative: "layer i reaches other units than its own",
@@ -335,7 +328,6 @@ MEET = {
     Ranked: "layer i reaches other units than its own",
     Looped: "layer i reaches other units than its own",
     InOldState: "the state of one unit reaches another's outside any layer",
-    SharedGain: "parameter w of shape .* is not one number a unit",
 }
 
 
