@@ -182,6 +182,19 @@ def make_shared(problem: Problem, budget: Budget) -> Shared:
     )
 
 
+def of_first_seeds(shared: Shared, count: int) -> Shared:
+    """What the first seeds share, for a rule too slow for all of them."""
+
+    def first(tree: Any) -> Any:
+        return jax.tree.map(lambda leaf: leaf[:count], tree)
+
+    return shared._replace(
+        params=first(shared.params),
+        rule_keys=first(shared.rule_keys),
+        draw=lambda checkpoint: first(shared.draw(checkpoint)),
+    )
+
+
 def one_by_one(init: Callable[[jax.Array], Any], keys: jax.Array) -> Any:
     """What `init` draws from each key, stacked.
 
