@@ -337,7 +337,8 @@ def test_decorrelation_of_vectors(options, key):
     params = model.init(jax.random.key(0), carry, x)["params"]
     params["encoder"]["decorrelation"] = matrix.T
     rule = localgrad.decorrelation(model, optax.squared_error, **options)
-    batch = localgrad.Batch(x[:, None], jnp.zeros((len(x), 1, 1)))
+    begins = jnp.ones((len(x), 1), bool)
+    batch = localgrad.Batch(x[:, None], jnp.zeros((len(x), 1, 1)), reset=begins)
     updates, _ = rule(params, rule.init(params), batch)
     found = matrix - float(arrays()["dec_eta"]) * updates["encoder"]["decorrelation"].T
     np.testing.assert_allclose(found, arrays()[key], rtol=1e-9)
