@@ -10,13 +10,14 @@ from typing import Any, NamedTuple
 import jax
 
 from localgrad.core.contract.rule import LearningRule, Loss
-from localgrad.core.frame import Frame, Recipe, Window, even_windows, outcome_of, windowed_rule
+from localgrad.core.frame import Recipe, windowed_rule
 from localgrad.core.model.stack import Stack
 from localgrad.core.params import Leaves, Path
 from localgrad.core.passes.backward import assign, input_credit, unowned_whole
 from localgrad.core.passes.contraction import contract, pres
 from localgrad.core.passes.run import Level, descend
 from localgrad.core.steps import one_row, row
+from localgrad.core.windows import Frame, Window, even_windows, outcome_of
 
 
 class ImmediateState(NamedTuple):

@@ -13,7 +13,6 @@ import numpy as np
 from localgrad.core.contract.checks import is_integer, require_batch
 from localgrad.core.contract.objective import weights_of
 from localgrad.core.contract.rule import Batch
-from localgrad.core.frame import Window, over_windows
 from localgrad.core.model.stack import Stack, assemble, parts
 from localgrad.core.params import Leaves, accumulator, flatten, leaves_of
 from localgrad.core.passes.regression import (
@@ -26,6 +25,7 @@ from localgrad.core.passes.regression import (
 )
 from localgrad.core.passes.run import run
 from localgrad.core.steps import even_window, merge_steps
+from localgrad.core.windows import Window, over_windows
 
 
 def fit_ridge(

@@ -8,12 +8,13 @@ import jax
 import jax.numpy as jnp
 
 from localgrad.core.contract.rule import LearningRule, Loss
-from localgrad.core.frame import Frame, Recipe, Window, outcome_of, windowed_rule
+from localgrad.core.frame import Recipe, windowed_rule
 from localgrad.core.params import Leaves
 from localgrad.core.passes.backward import sweep
 from localgrad.core.passes.forward import Tape
 from localgrad.core.passes.run import Level, descend, learned
 from localgrad.core.steps import one_row
+from localgrad.core.windows import Frame, Window, outcome_of
 
 REACH = "exact, back to the start of the call"
 

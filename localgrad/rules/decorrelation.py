@@ -15,11 +15,12 @@ from localgrad.core.contract.checks import number, require_choice
 from localgrad.core.contract.objective import Shown
 from localgrad.core.contract.rule import NOTHING, LearningRule, Loss
 from localgrad.core.contract.state import CarryState
-from localgrad.core.frame import Frame, Recipe, Window, even_windows, windowed_rule
+from localgrad.core.frame import Recipe, windowed_rule
 from localgrad.core.model.decorrelation import NAME, Decorrelation
 from localgrad.core.model.stack import Stack
 from localgrad.core.params import Leaves, Path, accumulator, flatten
 from localgrad.core.passes.heard import hear
+from localgrad.core.windows import Frame, Window, even_windows
 
 FORMS = ("multiplicative", "additive")
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from localgrad.core.contract.room import GIB, held_bytes, room_of
 from localgrad.core.contract.rule import LearningRule, Loss
-from localgrad.core.frame import Frame, Outcome, Recipe, Window, outcome_of, windowed_rule
+from localgrad.core.frame import Recipe, windowed_rule
 from localgrad.core.model.stack import Stack
 from localgrad.core.params import Leaves, Path, added, placed, under
 from localgrad.core.passes.depth import (
@@ -50,6 +50,7 @@ from localgrad.core.passes.rates import (
     window_of_rates,
 )
 from localgrad.core.passes.run import Level, descend
+from localgrad.core.windows import Frame, Outcome, Window, outcome_of
 
 
 class DeepState(NamedTuple):

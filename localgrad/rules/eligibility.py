@@ -11,14 +11,7 @@ import jax.numpy as jnp
 
 from localgrad.core.contract.checks import positive_integer
 from localgrad.core.contract.rule import LearningRule, Loss
-from localgrad.core.frame import (
-    Frame,
-    Outcome,
-    Recipe,
-    Window,
-    outcome_of,
-    windowed_rule,
-)
+from localgrad.core.frame import Recipe, windowed_rule
 from localgrad.core.model.locality import require_constant_leak
 from localgrad.core.model.sparsity import Sparsity, sparsity_of
 from localgrad.core.model.stack import Stack
@@ -57,6 +50,7 @@ from localgrad.core.passes.rates import (
 )
 from localgrad.core.passes.reach import Reach, learn_sets
 from localgrad.core.passes.run import Level, descend
+from localgrad.core.windows import Frame, Outcome, Window, outcome_of
 
 
 class EligibilityState(NamedTuple):

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from localgrad.core.contract.checks import number
 from localgrad.core.contract.objective import Shown
 from localgrad.core.contract.rule import NOTHING, LearningRule, Loss
-from localgrad.core.frame import Frame, Recipe, Window, windowed_rule
+from localgrad.core.frame import Recipe, windowed_rule
 from localgrad.core.model.stack import Stack
 from localgrad.core.params import Leaves, Path, accumulator
 from localgrad.core.passes.regression import (
@@ -24,6 +24,7 @@ from localgrad.core.passes.regression import (
 )
 from localgrad.core.passes.run import run
 from localgrad.core.steps import even_window, merge_steps
+from localgrad.core.windows import Frame, Window
 
 
 class ForceState(NamedTuple):

@@ -9,7 +9,7 @@ import jax
 
 from localgrad.core.contract.room import GIB, held_bytes, room_of
 from localgrad.core.contract.rule import LearningRule, Loss
-from localgrad.core.frame import Frame, Recipe, Window, outcome_of, windowed_rule
+from localgrad.core.frame import Recipe, windowed_rule
 from localgrad.core.model.locality import require_real
 from localgrad.core.model.stack import Stack
 from localgrad.core.params import Leaves, Path, added, placed, under
@@ -30,6 +30,7 @@ from localgrad.core.passes.influence import (
     recalled,
 )
 from localgrad.core.steps import length
+from localgrad.core.windows import Frame, Window, outcome_of
 
 
 class InfluenceState(NamedTuple):

@@ -12,7 +12,7 @@ from localgrad.core.contract.checks import positive_integer
 from localgrad.core.contract.noise import beginning, drawn, require_key, step_keys
 from localgrad.core.contract.room import GIB, held_bytes, room_of
 from localgrad.core.contract.rule import LearningRule, Loss
-from localgrad.core.frame import Frame, Recipe, Window, outcome_of, windowed_rule
+from localgrad.core.frame import Recipe, windowed_rule
 from localgrad.core.model.locality import require_real
 from localgrad.core.model.stack import Stack
 from localgrad.core.params import Leaves, Path, added
@@ -22,6 +22,7 @@ from localgrad.core.passes.forward import WHOLE
 from localgrad.core.passes.influence import credit_rows, reaching
 from localgrad.core.passes.rank_one import own_credit
 from localgrad.core.steps import even_window, length
+from localgrad.core.windows import Frame, Window, outcome_of
 
 
 class KroneckerState(NamedTuple):

@@ -15,10 +15,11 @@ from localgrad.core.contract.checks import number
 from localgrad.core.contract.objective import Shown
 from localgrad.core.contract.rule import LearningRule, Loss
 from localgrad.core.contract.state import CarryState
-from localgrad.core.frame import Frame, Recipe, Window, even_windows, windowed_rule
+from localgrad.core.frame import Recipe, windowed_rule
 from localgrad.core.model.stack import Stack
 from localgrad.core.params import Leaves, Path, accumulator
 from localgrad.core.steps import select
+from localgrad.core.windows import Frame, Window, even_windows
 from localgrad.rules.fit import require_matching_loss, unit_range_inspector
 
 

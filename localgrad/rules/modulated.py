@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 
 from localgrad.core.contract.rule import LearningRule, Loss
-from localgrad.core.frame import Frame, Recipe, Window, outcome_of, windowed_rule
+from localgrad.core.frame import Recipe, windowed_rule
 from localgrad.core.model.locality import own_entries
 from localgrad.core.model.stack import Stack
 from localgrad.core.params import Leaves, Path, placed, under
@@ -29,6 +29,7 @@ from localgrad.core.passes.eligibility import (
 from localgrad.core.passes.feedback import units_of
 from localgrad.core.passes.forward import ONCE, Method
 from localgrad.core.passes.run import Level, descend
+from localgrad.core.windows import Frame, Window, outcome_of
 
 
 class ModulatedState(NamedTuple):

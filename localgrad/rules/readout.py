@@ -6,16 +6,10 @@ from typing import Any
 
 from localgrad.core.contract.rule import NOTHING, LearningRule, Loss
 from localgrad.core.contract.state import CarryState
-from localgrad.core.frame import (
-    Frame,
-    Recipe,
-    Window,
-    even_windows,
-    outcome_of,
-    windowed_rule,
-)
+from localgrad.core.frame import Recipe, windowed_rule
 from localgrad.core.model.stack import Stack
 from localgrad.core.params import Leaves, Path
+from localgrad.core.windows import Frame, Window, even_windows, outcome_of
 
 
 def readout_only(

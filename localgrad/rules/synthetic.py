@@ -12,7 +12,7 @@ from jax.flatten_util import ravel_pytree
 
 from localgrad.core.contract.checks import positive_integer, require_choice
 from localgrad.core.contract.rule import LearningRule, Loss
-from localgrad.core.frame import Frame, Outcome, Recipe, Window, outcome_of, windowed_rule
+from localgrad.core.frame import Recipe, windowed_rule
 from localgrad.core.model.locality import require_real
 from localgrad.core.model.stack import Stack
 from localgrad.core.model.wiring import output_leaf
@@ -20,6 +20,7 @@ from localgrad.core.params import Leaves, Path, accumulator, under
 from localgrad.core.passes.backward import sweep
 from localgrad.core.passes.run import Level, descend, learned
 from localgrad.core.steps import length, one_row, row, select
+from localgrad.core.windows import Frame, Outcome, Window, outcome_of
 
 
 class SyntheticState(NamedTuple):

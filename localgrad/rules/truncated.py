@@ -10,13 +10,14 @@ import jax.numpy as jnp
 
 from localgrad.core.contract.checks import positive_integer
 from localgrad.core.contract.rule import LearningRule, Loss
-from localgrad.core.frame import Frame, Outcome, Recipe, Window, outcome_of, windowed_rule
+from localgrad.core.frame import Recipe, windowed_rule
 from localgrad.core.model.stack import Stack
 from localgrad.core.params import Leaves, added
 from localgrad.core.passes.ages import Summed, grid_of, sweep_ages
 from localgrad.core.passes.forward import Tape
 from localgrad.core.passes.run import Level, descend, learned, run
 from localgrad.core.steps import even_window, length, one_row
+from localgrad.core.windows import Frame, Outcome, Window, outcome_of
 from localgrad.rules.backprop import backpropagated
 
 

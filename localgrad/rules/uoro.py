@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from localgrad.core.contract.checks import require_choice
 from localgrad.core.contract.noise import NOISES, beginning, require_key, step_keys
 from localgrad.core.contract.rule import LearningRule, Loss
-from localgrad.core.frame import Frame, Recipe, Window, even_windows, outcome_of, windowed_rule
+from localgrad.core.frame import Recipe, windowed_rule
 from localgrad.core.model.locality import require_real
 from localgrad.core.model.stack import Stack
 from localgrad.core.params import Leaves, Path, added
@@ -26,6 +26,7 @@ from localgrad.core.passes.rank_one import (
     reduced,
 )
 from localgrad.core.steps import length
+from localgrad.core.windows import Frame, Window, even_windows, outcome_of
 
 
 class UOROState(NamedTuple):

@@ -17,7 +17,7 @@ import pytest
 
 import localgrad
 from localgrad.cells import phases
-from localgrad.core.frame import Window
+from localgrad.core.windows import Window
 from localgrad.rules.lra import Options, learned
 from tests.golden.common import load
 

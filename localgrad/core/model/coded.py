@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from localgrad.core.model.modules import Module, Tap
+from localgrad.core.model.wrapped import Wrapped
 from localgrad.core.params import Leaves
 
 BITS = 16
@@ -58,42 +59,16 @@ class Code:
 
 
 @dataclasses.dataclass(frozen=True)
-class CodedModule:
+class CodedModule(Wrapped):
     """A cell as a pure function of a floating carry.
 
     Attributes:
-        inner: the cell itself.
         treedef: the structure of its carry.
         codes: how each leaf of it is written.
     """
 
-    inner: Any
     treedef: Any
     codes: tuple[Code, ...]
-
-    @property
-    def kind(self) -> type:
-        """The class of the cell."""
-        return self.inner.kind
-
-    @property
-    def name(self) -> str:
-        """The class of the cell, in words."""
-        return self.inner.name
-
-    @property
-    def held_statistics(self) -> bool:
-        """Whether the statistics of its normalisations carry no credit."""
-        return self.inner.held_statistics
-
-    @property
-    def observes(self) -> bool:
-        """Whether it corrects its carry by what it is shown after a step."""
-        return self.inner.observes
-
-    def normalises(self, params: Leaves, carry: Any, x: Any) -> bool:
-        """Whether it calls a normalisation; shapes suffice."""
-        return self.inner.normalises(params, jax.eval_shape(self.own_carry, carry), x)
 
     def enter_carry(self, own: Any) -> Any:
         """The cell's own carry in floats."""
@@ -107,13 +82,15 @@ class CodedModule:
         pairs = zip(self.codes, leaves, strict=True)
         return self.treedef.unflatten([code.read(leaf) for code, leaf in pairs])
 
-    def apply(self, params: Leaves, carry: Any, x: Any) -> Any:
+    def apply(self, params: Leaves, *args: Any) -> Any:
         """Calls the cell."""
+        carry, x = args
         new, y = self.inner.apply(params, self.own_carry(carry), x)
         return self.enter_carry(new), y
 
-    def tapped(self, params: Leaves, tap: Tap, carry: Any, x: Any) -> Any:
+    def tapped(self, params: Leaves, tap: Tap, *args: Any) -> Any:
         """Calls the cell with `tap` supplying the drive of every synapse."""
+        carry, x = args
         new, y = self.inner.tapped(params, tap, self.own_carry(carry), x)
         return self.enter_carry(new), y
 

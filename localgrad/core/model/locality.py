@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from localgrad.core.model.coded import CodedModule
-from localgrad.core.model.modules import Module, TiedModule
+from localgrad.core.model.modules import Module
 from localgrad.core.model.statistics import NAMES
 from localgrad.core.model.synapses import (
     CHAINED,
@@ -31,6 +31,7 @@ from localgrad.core.model.synapses import (
 )
 from localgrad.core.model.trial import POINTS, Draws, apart, memoised
 from localgrad.core.model.virtual import VirtualModule
+from localgrad.core.model.wrapped import TiedModule
 from localgrad.core.ownership.owners import Owners, reduced, strays
 from localgrad.core.ownership.walk import owners_of
 from localgrad.core.params import Leaves, Path, under
@@ -353,8 +354,8 @@ def require_local(
         reaches = found.unowned.get(path, 0.0) > 0 or path in found.meetings.unowned
         if reaches or not is_unit(params[path], units):
             raise ValueError(
-                f"{where}: parameter {'/'.join(path)} of shape {params[path].shape} is no weight of "
-                "a linear map (a product with it in the step itself, in no while loop, branch, "
+                f"{where}: parameter {'/'.join(path)} of shape {params[path].shape} is no weight "
+                "of a linear map (a product with it in the step itself, in no while loop, branch, "
                 f"convolution or custom derivative) and is not one number a unit. {hold}"
             )
     if not found.carry <= 0 or found.meetings.carry:

@@ -20,7 +20,7 @@ from flax.traverse_util import unflatten_dict
 from localgrad.core.model.constants import Constants, held_by, require_unchanged
 from localgrad.core.model.decorrelation import Decorrelation
 from localgrad.core.model.statistics import LINEN_NORMS, NNX_NORMS, hold, holding
-from localgrad.core.params import Leaves, Path, flatten, under
+from localgrad.core.params import Leaves, Path, flatten
 
 LINEN_SYNAPSES = (
     nn.Dense,
@@ -127,68 +127,6 @@ class LinenModule:
         """The carry, corrected by the target of the step that it leaves."""
         variables = {"params": unflatten_dict(params)}
         return self.module.apply(variables, carry, target, method="observe")
-
-
-@dataclasses.dataclass(frozen=True)
-class HeldModule:
-    """A module without memory that no derivative is taken of: credit ends there."""
-
-    module: LinenModule
-
-    @property
-    def name(self) -> str:
-        """The class of the wrapped module."""
-        return self.module.name
-
-    def apply(self, params: Leaves, *args: Any) -> Any:
-        """Calls the module."""
-        return self.module.apply(*jax.lax.stop_gradient((params, *args)))
-
-    def tapped(self, params: Leaves, tap: Tap, *args: Any) -> Any:
-        """Calls the module with `tap` supplying the drive of every synapse."""
-        return self.module.tapped(params, tap, *args)
-
-
-@dataclasses.dataclass(frozen=True)
-class TiedModule:
-    """A cell with layers whose parameters also work outside their own call, as in `Embed.attend`.
-
-    Such a layer is no synapse: the derivatives of its parameters are those of the whole step.
-    """
-
-    module: LinenModule | NNXModule
-    tied: frozenset[Path]
-
-    @property
-    def name(self) -> str:
-        """The class of the wrapped module."""
-        return self.module.name
-
-    def apply(self, params: Leaves, *args: Any) -> Any:
-        """Calls the module."""
-        return self.module.apply(params, *args)
-
-    @property
-    def held_statistics(self) -> bool:
-        """Whether the statistics of normalisations carry no credit."""
-        return self.module.held_statistics
-
-    def normalises(self, params: Leaves, *args: Any) -> bool:
-        """Whether a call runs a normalisation."""
-        return self.module.normalises(params, *args)
-
-    def initialize_carry(self, shape: tuple[int, ...], key: jax.Array | None = None) -> Any:
-        """The initial carry for inputs of this shape, batch axis first."""
-        return self.module.initialize_carry(shape, key)
-
-    def tapped(self, params: Leaves, tap: Tap, *args: Any) -> Any:
-        """Calls the module with `tap` supplying the drive of every synapse."""
-
-        def some(layer: Layer, pre: Any) -> Any:
-            own = under(params, layer.path)
-            return layer.apply(own, pre) if layer.path in self.tied else tap(layer, pre)
-
-        return self.module.tapped(params, some, *args)
 
 
 def _only(layer: Any, args: tuple, kwargs: dict[str, Any]) -> Any:

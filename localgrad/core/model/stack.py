@@ -12,7 +12,6 @@ import jax.numpy as jnp
 from localgrad.core.model.coded import CodedModule, coded
 from localgrad.core.model.isolation import require_apart
 from localgrad.core.model.modules import (
-    HeldModule,
     LinenModule,
     Module,
     NNXModule,
@@ -23,6 +22,7 @@ from localgrad.core.model.network import Network
 from localgrad.core.model.nnx_network import NNXStack
 from localgrad.core.model.synapses import Anatomy, dissect, is_unit
 from localgrad.core.model.virtual import VirtualModule, virtual
+from localgrad.core.model.wrapped import HeldModule
 from localgrad.core.ownership.reach import dependencies
 from localgrad.core.params import Leaves, Path, placed, under
 

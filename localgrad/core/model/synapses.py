@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from localgrad.core.model.modules import Layer, Module, TiedModule, impure
+from localgrad.core.model.modules import Layer, Module, impure
+from localgrad.core.model.wrapped import TiedModule
 from localgrad.core.ownership.reach import dependencies
 from localgrad.core.params import Leaves, Path, under
 

@@ -24,6 +24,7 @@ from localgrad.core.model.modules import Layer, Module, Tap
 from localgrad.core.model.program import Program, bound, made, program_of, steps_to
 from localgrad.core.model.units import Units, layouts, units_in
 from localgrad.core.model.weights import Product, Weights, weights_in
+from localgrad.core.model.wrapped import Wrapped
 from localgrad.core.ownership.owners import strays
 from localgrad.core.ownership.walk import owners_of
 from localgrad.core.params import Leaves, Path, under
@@ -33,11 +34,10 @@ Order = np.ndarray | None
 
 
 @dataclasses.dataclass(frozen=True)
-class VirtualModule:
+class VirtualModule(Wrapped):
     """A cell as a pure function of virtual leaves; as other modules are of parameters.
 
     Attributes:
-        inner: the cell itself.
         leaves: path, shape and dtype of its parameters.
         units: where they lie in its carry.
         program: its step.
@@ -51,31 +51,6 @@ class VirtualModule:
     program: Program = dataclasses.field(compare=False, repr=False)
     weights: Weights = dataclasses.field(compare=False, repr=False)
     orders: dict[Path, Order] = dataclasses.field(compare=False, repr=False)
-
-    @property
-    def name(self) -> str:
-        """The class of the cell."""
-        return self.inner.name
-
-    @property
-    def kind(self) -> type:
-        """The class of the cell."""
-        return self.inner.kind
-
-    @property
-    def held_statistics(self) -> bool:
-        """Whether the statistics of its normalisations carry no credit."""
-        return self.inner.held_statistics
-
-    def normalises(self, params: Leaves, carry: Any, x: Any) -> bool:
-        """Whether the cell calls a normalisation; `params` are real, and shapes suffice."""
-        joined = jax.eval_shape(lambda c: self.units.join(c, self.program.trees[0]), carry)
-        return self.inner.normalises(params, joined, x)
-
-    @property
-    def observes(self) -> bool:
-        """Whether it corrects its carry by what it is shown after a step."""
-        return self.inner.observes
 
     def initialize_carry(self, shape: tuple[int, ...], key: jax.Array | None = None) -> Any:
         """The initial carry for inputs of this shape, batch axis first."""

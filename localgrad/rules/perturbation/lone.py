@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from localgrad.core.contract.noise import beginning, require_key, step_keys
 from localgrad.core.contract.objective import Shown
-from localgrad.core.frame import Frame, Recipe, Window, even_windows
+from localgrad.core.frame import Recipe
 from localgrad.core.model.stack import Stack
 from localgrad.core.params import Leaves, added
 from localgrad.core.passes import disturb
@@ -21,6 +21,7 @@ from localgrad.core.passes.correlation import carried, correlated, paid_for, rec
 from localgrad.core.passes.heard import Nudges, Part, hear
 from localgrad.core.passes.reward import later
 from localgrad.core.steps import length
+from localgrad.core.windows import Frame, Window, even_windows
 from localgrad.rules.perturbation.copies import Options
 from localgrad.rules.perturbation.reached import (
     blank_eligibility,
