@@ -347,8 +347,8 @@ def require_local(
         reaches = found.unowned.get(path, 0.0) > 0 or path in found.meetings.unowned
         if reaches or not is_unit(params[path], units):
             raise ValueError(
-                f"{where}: parameter {'/'.join(path)} of shape {params[path].shape} is no weight of "
-                "a linear map (a product with it in the step itself, in no while loop, branch, "
+                f"{where}: parameter {'/'.join(path)} of shape {params[path].shape} is no weight "
+                "of a linear map (a product with it in the step itself, in no while loop, branch, "
                 f"convolution or custom derivative) and is not one number a unit. {hold}"
             )
     if not found.carry <= 0 or found.meetings.carry:
