@@ -15,7 +15,9 @@ def aligned_problem() -> tuple:
     return at, modes, theory.Task(at["s"], theory.lag_weights(8))
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize(
+    "rule", ["bptt", "rflo", *(pytest.param(n, marks=pytest.mark.slow) for n in RULES[1:3])]
+)
 def test_finite_sequences(rule):
     at, start, task = aligned_problem()
     found = golden(f"aligned/final/{rule}/")
