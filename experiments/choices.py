@@ -93,7 +93,8 @@ CELLS: dict[CellName, CellChoice] = {
 RULES: dict[str, RuleChoice] = {  # of networks of one layer
     name: RuleChoice(row)
     for name, row in catalogue.RULES.items()
-    if not (row.deep or row.random)  # what learns from noise wants rates and updates of its own
+    # What learns from noise wants rates and updates of its own; strides are truncation again.
+    if not (row.deep or row.random or "stride" in row.settings)
 }
 RULES["tbptt1_rmsprop"] = RuleChoice(
     catalogue.RULES["tbptt"], optax.rmsprop, suffix=" + RMSprop", horizon=1

@@ -77,7 +77,7 @@ class Config:
 
     digits by rows, GRU: BPTT 97 ± 1, SnAp-1 95 ± 1, e-prop 95 ± 2, TBPTT(1) 90 ± 2, readout only
     77 ± 2; delayed recall, GRU: BPTT, SnAp-1 and e-prop 100 ± 0, TBPTT(4) 33 ± 7, TBPTT(1) and
-    readout only 25 ± 2. TBPTT(4) every 4 steps, at 62 ± 37, does or does not get there.
+    readout only 25 ± 2.
 
     Attributes:
         tasks: what the networks learn.

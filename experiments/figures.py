@@ -26,7 +26,6 @@ STYLES: dict[str, dict[str, Any]] = {
     "eprop_random": {"color": "#009E73", "linestyle": (0, (4, 2))},
     "rflo": {"color": "#CC79A7", "linestyle": (0, (1, 1)), "linewidth": 2.2},
     "tbptt": {"color": "#D55E00"},
-    "tbptt_stride": {"color": "#D55E00", "linestyle": (0, (1, 1))},
     "tbptt1_rmsprop": {"color": "#D55E00", "linestyle": (0, (4, 2))},
     "readout_only": {"color": "#7F7F7F", "linestyle": (0, (5, 1, 1, 1))},
 }
