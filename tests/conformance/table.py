@@ -206,10 +206,8 @@ MACHINERY = (
     "tbptt",
     "rtrl",
     "eprop_random",
-    "deep_eprop",
     "node_perturbation",
     "weight_perturbation",
-    "uoro",
     "ok",
 )
 """A rule of each machinery: what all rules do alike is asked of these, and of others when slow."""

@@ -106,7 +106,7 @@ def test_precision_does_not_change_the_rule(name, mixture):
 CELLS = {"GRU": (nn.GRUCell, ("gated",)), "rate": (localgrad.RateCell, ())}
 
 
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", ["GRU", pytest.param("rate", marks=pytest.mark.slow)])
 @every_rule
 def test_computing_in_bfloat16_with_float32_parameters(name, cell):
     if RULES[name].refusal(CELLS[cell][1]):
