@@ -95,8 +95,8 @@ def tbptt(
         loss: `(outputs [B, ...], targets [B, ...]) -> [B]` or `[B, ...]`, the loss of one time
             step for each example, such as `optax.l2_loss`; trailing axes are averaged.
         horizon: h, the time steps that each loss credits at least, its own among them.
-        stride: k, how many steps' losses go back together. An update every k steps
-            (`localgrad.learn(..., chunk=k)`) costs least.
+        stride: k, how many steps' losses go back together. Calls of whole blocks, such as an
+            update every k steps (`localgrad.learn(..., chunk=k)`), cost least.
         batch_size: None for *episodic* learning: each batch holds whole sequences, from the initial
             carry. B for *streaming*: B parallel streams whose carry and last inputs persist from
             call to call.
@@ -222,8 +222,16 @@ def _unroll_back(
     if not reach.kept:
         grads, _, q_x = descend(frame.stack, frame.params, tapes, one_row(q_y), _instantly)
         return grads, jax.tree.map(lambda q: q.sum(1), q_x)
-    grid = grid_of(length(tapes[0].ys), first, reach.horizon, reach.stride, phase)
-    summed = sweep_ages(frame.stack, frame.params, tapes, q_y, reach.horizon, grid)
+    steps = length(tapes[0].ys)
+
+    def sweep(phase: Any) -> Summed:
+        grid = grid_of(steps, first, reach.horizon, reach.stride, phase)
+        return sweep_ages(frame.stack, frame.params, tapes, q_y, reach.horizon, grid)
+
+    if phase is None or (steps - first) % reach.stride:
+        summed = sweep(phase)
+    else:  # most often whole blocks, one fewer than may be touched
+        summed = jax.lax.cond(phase == 0, lambda: sweep(None), lambda: sweep(phase))
     grads, _, q_x = descend(
         frame.stack, frame.params, tapes, None, functools.partial(_visit, summed)
     )

@@ -78,8 +78,9 @@ def test_tbptt_credits_blocks_of_losses_together(model, horizon, stride):
     expected = groups(brute_force(model)(built.params, oracles.steps_of(batch), horizon, stride))
     close(learn(tbptt(), built.params, batch), expected)
     close(learn(tbptt(window=6), built.params, batch), expected)
-    # Calls begin within blocks, and end there.
-    close(learn(tbptt(batch_size=B, window=3), built.params, batch, 5), expected)
+    # Calls begin within blocks, and end there; windows as long as a block lie within one, or not.
+    for window, length in ((3, 5), (stride, stride + 2)):
+        close(learn(tbptt(batch_size=B, window=window), built.params, batch, length), expected)
 
 
 @pytest.mark.parametrize("horizon", [T, T + 5])
