@@ -1,5 +1,6 @@
 """Cells that normalise, with their statistics held: the gradient of a program that stops them."""
 
+import contextlib
 import functools
 
 import chex
@@ -12,6 +13,7 @@ import pytest
 from flax import nnx
 
 import localgrad
+from localgrad.core.model.statistics import holding
 from tests.conformance import oracles
 from tests.conformance.oracles import CUT, dense, sg
 from tests.conformance.zoo import Cell, concat, leaky
@@ -279,3 +281,25 @@ def test_only_layers_of_flax_are_held():
         rule(params, rule.init(params), batch)
     with pytest.raises(ValueError, match="held_statistics must be True or False; got 'yes'"):
         localgrad.eprop(cell, optax.l2_loss, held_statistics="yes")
+
+
+@pytest.mark.parametrize("units", [16, pytest.param(64, marks=pytest.mark.slow)])
+def test_what_holding_costs_by_itself(units):
+    model = localgrad.Network((Dreamer(units),), readout=nn.Dense(OUT))
+    inputs = jax.random.normal(jax.random.key(0), (16, 50, IN))
+    targets = jnp.roll(inputs, 3, axis=1)[..., :OUT]
+    carry = model.initialize_carry(jax.random.key(0), (16, IN))
+    params = model.init(jax.random.key(1), carry, inputs[:, 0])["params"]
+
+    def loss(params, hold):
+        def step(carry, x):
+            with holding() if hold else contextlib.nullcontext():
+                return model.apply({"params": params}, carry, x)
+
+        _, outputs = jax.lax.scan(step, carry, jnp.moveaxis(inputs, 1, 0))
+        return optax.l2_loss(outputs, jnp.moveaxis(targets, 1, 0)).mean()
+
+    exact, held = (
+        jax.jit(jax.grad(loss), static_argnums=1)(params, hold) for hold in (False, True)
+    )
+    assert 0.9 < localgrad.compare(held, exact)["cells_0"].cosine < 0.99
