@@ -17,6 +17,8 @@ ONE = ("tbptt1", "tbptt1_rmsprop")  # of their own step
 BLIND = (*ONE, "readout_only")
 LITTLE, MOST = 0.01, 0.9  # of chance
 DRAWN = ("kf_rtrl",), ("uoro",)
+SUM = ("ok",)  # of Kronecker products
+WIRED = ("snap2_sparse",), ("snap_sparse",)
 EXACT, ALONE = 0.999, 0.99  # cosines
 
 
@@ -41,6 +43,8 @@ def of_copy(panel: Panel, last: Mapping[str, float]) -> Sequence[Claim | None]:
         ),
         less("copy: MDGL is five times nearer than e-prop", last, ("mdgl",), ("eprop",), 0.2),
         less("copy: KF-RTRL is a hundred times nearer than UORO", last, *DRAWN, 0.01),
+        less("copy: OK(4) comes within twice RTRL's loss", last, SUM, ("rtrl",), 2),
+        less("copy: on wires SnAp-2 is ten times nearer than SnAp-1", last, *WIRED, 0.1),
         less("copy: RTRL is ten times nearer than rules of one unit", last, ("rtrl",), NEAR, 0.1),
         less("copy: and no farther than BPTT, which unrolls", last, ("rtrl",), ("bptt",), 1),
     ]
@@ -74,6 +78,8 @@ def of_coin(panel: Panel, last: Mapping[str, float]) -> Sequence[Claim | None]:
         less("coin: credit of one step none of it", known, ("one",), BLIND, 1),
         less("coin: nor UORO, of rank one", known, ("one",), DRAWN[1], 1),
         less("coin: KF-RTRL and DNI more than SnAp-1", last, (*DRAWN[0], "dni"), NEAR[:1], 1),
+        less("coin: OK(4) more than KF-RTRL", last, SUM, DRAWN[0], 1),
+        less("coin: on wires SnAp-2 more than SnAp-1", last, *WIRED, 1),
         less("coin: SnAp-1, which keeps a unit's own weight, beats e-prop", last, *_pair(NEAR), 1),
     ]
 
@@ -106,6 +112,8 @@ def of_text(panel: Panel, last: Mapping[str, float]) -> Sequence[Claim | None]:
     return [
         less("text: far credit, every few steps, beats credit of one unit", last, FULL, NEAR, 1),
         less("text: which beats credit of one step", last, NEAR, ONE, 1),
+        less("text: OK(4) beats KF-RTRL", last, SUM, DRAWN[0], 1),
+        less("text: on wires SnAp-2 beats SnAp-1", last, *WIRED, 1),
         less("text: which beats a table of pairs", known, ONE, ("bigram",), 1),
     ]
 

@@ -93,7 +93,8 @@ def cosines(name: str, problem: Problem, trained: Any, budget: Budget) -> np.nda
         params, rule_key, data_key, pause = given
         batch = copied(data_key, SIZE, pause)
         said, true = (
-            credit(each, model, problem.loss, params, rule_key, batch) for each in (row, exact)
+            row.there(credit(each, model, problem.loss, params, rule_key, batch))
+            for each in (row, exact)
         )
         return localgrad.compare(_cells(said), _cells(true))["all"].cosine
 
@@ -129,8 +130,9 @@ def prices(
         rule = row.rule(model, problem.loss, jax.random.key(0), x)
         carry = model.initialize_carry(jax.random.key(0), x.shape)
         params = jax.jit(model.init)(jax.random.key(1), carry, x)["params"]
-        made[name] = _compiled(optax.chain(rule, row.optimizer(row.rates[0])), row, params, streams)
-        size = sum(leaf.size for leaf in jax.tree.leaves(params))
+        made[name] = _compiled(row.transformation(rule, row.rates[0]), row, params, streams)
+        weights = row.there(jax.tree.map(np.ones_like, params))
+        size = int(sum(leaf.sum() for leaf in jax.tree.leaves(weights)))
         held[name] = bytes_of(beside_carry(rule, params)) / streams, size
     took = costs(made, repeats)
     return {name: Price(1e3 * took[name].milliseconds / STEPS, *held[name]) for name in names}

@@ -19,7 +19,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 import localgrad
 from experiments.online.problems import STEPS, Problem, grown
@@ -141,8 +140,7 @@ def make_learner(row: Row, problem: Problem, budget: Budget, streams: int) -> Le
     x = problem.test.inputs[:1, 0].repeat(streams, axis=0)
 
     def tx_of(rate: Any, key: jax.Array) -> Any:
-        rule = row.rule(model, problem.loss, key, x)
-        return optax.chain(rule, row.optimizer(rate))
+        return row.transformation(row.rule(model, problem.loss, key, x), rate)
 
     def init(key: jax.Array) -> Any:
         return model.init(key, model.initialize_carry(key, x.shape), x)["params"]

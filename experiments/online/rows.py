@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import linen as nn
 
@@ -19,6 +20,7 @@ CHUNK = 5  # steps between two updates
 CLIP = 1.0
 RATES = (3e-3, 1e-2, 3e-2)
 ALPHA = 0.2  # the leak of rate units
+SHIFTS = (0, 1, 4, 11)  # of a sparse network: whom a unit feeds, counted from itself
 Cells = tuple[nn.RNNCellBase, ...]
 Make = Callable[..., localgrad.LearningRule]
 Family = Literal["bptt", "truncated", "exact", "local", "random", "learnt", "frozen"]
@@ -42,6 +44,38 @@ def gru(units: int) -> Cells:
 def grus(units: int) -> Cells:
     """Two of five eighths of the units, about as many parameters."""
     return tuple(nn.GRUCell(5 * units // 8) for _ in range(2))
+
+
+def wiring(units: int) -> np.ndarray:
+    """Of a sparse network, [pre, post]: each unit feeds itself and three others."""
+    shifted = [np.roll(np.eye(units, dtype=bool), shift, axis=1) for shift in SHIFTS]
+    return np.logical_or.reduce(shifted)
+
+
+def wired(key: jax.Array, shape: tuple[int, int], dtype: Any) -> jax.Array:
+    """Weights of variance 1 / 4 where units are wired."""
+    return jnp.where(wiring(shape[0]), jax.random.normal(key, shape, dtype), 0) / len(SHIFTS) ** 0.5
+
+
+def sparse(units: int) -> Cells:
+    """One layer of a stock cell, wired."""
+    return (nn.GRUCell(units, recurrent_kernel_init=wired),)
+
+
+def all_weights(updates: Any) -> Any:
+    """Those of a dense network."""
+    return updates
+
+
+def along_wires(updates: Any) -> Any:
+    """Those of a sparse one."""
+
+    def cut(path: tuple, update: jax.Array) -> jax.Array:
+        *_, layer, leaf = (key.key for key in path)
+        recurrent = leaf == "kernel" and layer in ("hr", "hz", "hn")
+        return update * wiring(len(update)) if recurrent else update
+
+    return jax.tree_util.tree_map_with_path(cut, updates)
 
 
 def rates(units: int) -> Cells:
@@ -69,6 +103,13 @@ def keyed(factory: Make, **told: Any) -> Make:
     return lambda model, loss, key, **options: factory(model, loss, key=key, **told, **options)
 
 
+def snap2(model: Any, loss: Any, key: jax.Array, **options: Any) -> localgrad.LearningRule:
+    """SnAp-2 along the wires of a sparse network."""
+    del key
+    mask = wiring(model.cells[0].features)
+    return localgrad.snap(model, loss, order=2, mask=mask, **options)
+
+
 class Row(NamedTuple):
     """What learns.
 
@@ -81,6 +122,7 @@ class Row(NamedTuple):
         optimizer: behind the rule, from a learning rate.
         chunk: steps between two updates; None for those of a whole call.
         rates: the learning rates that are tried, ascending; more if the best is an edge.
+        there: sets to zero what updates say of weights that its network lacks.
     """
 
     label: str
@@ -91,10 +133,18 @@ class Row(NamedTuple):
     optimizer: Callable[[Any], optax.GradientTransformation] = adam
     chunk: int | None = CHUNK
     rates: tuple[float, ...] = RATES
+    there: Callable[[Any], Any] = all_weights
 
     def model(self, units: int, outputs: int) -> localgrad.Network:
         """Its network."""
         return localgrad.Network(self.cells(units), readout=nn.Dense(outputs))
+
+    def transformation(self, rule: localgrad.LearningRule, rate: Any) -> Any:
+        """A rule of it with the optimizer, at a learning rate."""
+        if self.there is all_weights:
+            return optax.chain(rule, self.optimizer(rate))
+        there = optax.stateless(lambda updates, params: self.there(updates))
+        return optax.chain(rule, there, self.optimizer(rate))
 
     def rule(
         self, model: Any, loss: Any, key: jax.Array, inputs: jax.Array, reduction: str = "mean"
@@ -111,6 +161,7 @@ class Row(NamedTuple):
 
 
 _bptt, _eprop = plain(localgrad.bptt), plain(localgrad.eprop)
+_snap = plain(localgrad.snap)
 _one = plain(localgrad.tbptt, horizon=1)
 ROWS: dict[str, Row] = {
     "bptt": Row("BPTT", "bptt", _bptt, chunk=None),
@@ -120,8 +171,9 @@ ROWS: dict[str, Row] = {
     "rtrl": Row("RTRL", "exact", plain(localgrad.rtrl)),
     "uoro": Row("UORO", "random", keyed(localgrad.uoro)),
     "kf_rtrl": Row("KF-RTRL", "random", keyed(localgrad.kf_rtrl)),
+    "ok": Row("OK(4)", "random", keyed(localgrad.ok, rank=4)),
     "dni": Row("DNI", "learnt", plain(localgrad.dni, horizon=CHUNK)),
-    "snap": Row("SnAp-1", "local", plain(localgrad.snap)),
+    "snap": Row("SnAp-1", "local", _snap),
     "eprop": Row("e-prop", "local", _eprop),
     "mdgl": Row("MDGL", "local", plain(localgrad.mdgl)),
     "eprop_random": Row("e-prop, random", "local", keyed(localgrad.eprop, feedback="random")),
@@ -131,6 +183,11 @@ ROWS: dict[str, Row] = {
         "deep e-prop, 2 layers", "exact", plain(localgrad.deep_eprop), grus, "bptt_stack"
     ),
     "eprop_stack": Row("e-prop, 2 layers", "local", _eprop, grus, "bptt_stack"),
+    "bptt_sparse": Row(
+        "BPTT, sparse", "bptt", _bptt, sparse, "bptt_sparse", chunk=None, there=along_wires
+    ),
+    "snap_sparse": Row("SnAp-1, sparse", "local", _snap, sparse, "bptt_sparse", there=along_wires),
+    "snap2_sparse": Row("SnAp-2, sparse", "local", snap2, sparse, "bptt_sparse", there=along_wires),
     "bptt_rate": Row("BPTT, rate units", "bptt", _bptt, rates, "bptt_rate", chunk=None),
     "rflo": Row(
         "RFLO, rate units", "local", keyed(localgrad.rflo, feedback="random"), rates, "bptt_rate"

@@ -175,7 +175,7 @@ def ok(
     *Estimates* BPTT's gradient without a bias, of a whole stack too, with parameters that stay
     fixed; the variance falls fast with the rank, and mostly with the window. What is drawn depends
     on where windows end, so a stream gives the same numbers only if it is split between windows.
-    *Costs* O(R N^3) a step and example, with a QR and a small SVD of R + W products for each
+    *Costs* O(R N^3) a step and example, and the singular directions of R + W products for each
     window, and R (N S D + U) numbers for each example (a window takes W / R times as many).
 
     Args:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -51,6 +52,23 @@ class Layer(NamedTuple):
 Tap = Callable[[Layer, Any], Any]
 
 
+def traced_once(call: Callable[..., Any], module: Any, *args: Any) -> Any:
+    """`call(module, *args)`, from its jaxpr where it was traced with such arguments before.
+
+    A rule calls a module many times over, and each time Flax would run all its Python.
+    """
+    try:
+        hash(module)
+    except TypeError:
+        return call(module, *args)
+    return _inlined(call, module, *args)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1), inline=True)
+def _inlined(call: Callable[..., Any], module: Any, *args: Any) -> Any:
+    return call(module, *args)
+
+
 @dataclasses.dataclass(frozen=True)
 class LinenModule:
     """A Linen module as a pure function of flat parameters.
@@ -75,6 +93,9 @@ class LinenModule:
 
     def apply(self, params: Leaves, *args: Any) -> Any:
         """Calls the module."""
+        return traced_once(LinenModule._call, self, params, *args)
+
+    def _call(self, params: Leaves, *args: Any) -> Any:
         with holding() if self.held_statistics else contextlib.nullcontext():
             return self.module.apply({"params": unflatten_dict(params)}, *args)
 
@@ -87,7 +108,7 @@ class LinenModule:
             return next_fun(*call_args, **call_kwargs)
 
         with nn.intercept_methods(intercept):
-            jax.eval_shape(self.apply, params, *args)
+            jax.eval_shape(self._call, params, *args)
         return not met.isdisjoint(LINEN_NORMS)
 
     def tapped(self, params: Leaves, tap: Tap, *args: Any) -> Any:
@@ -112,7 +133,7 @@ class LinenModule:
                 inside = False
 
         with nn.intercept_methods(intercept):
-            return self.apply(params, *args)
+            return self._call(params, *args)
 
     def initialize_carry(self, shape: tuple[int, ...], key: jax.Array | None = None) -> Any:
         """The initial carry for inputs of this shape, batch axis first."""
@@ -145,8 +166,12 @@ def _linen_layer(layer: nn.Module) -> Layer:
     return Layer(
         layer.path,
         type(layer).__name__,
-        lambda leaves, pre: free.apply({"params": unflatten_dict(leaves)}, pre),
+        lambda leaves, pre: traced_once(_call_layer, free, leaves, pre),
     )
+
+
+def _call_layer(layer: nn.Module, leaves: Leaves, pre: Any) -> Any:
+    return layer.apply({"params": unflatten_dict(leaves)}, pre)
 
 
 @dataclasses.dataclass(frozen=True)

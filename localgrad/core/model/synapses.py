@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from localgrad.core.model.modules import Layer, Module, impure
+from localgrad.core.model.modules import Layer, Module, impure, traced_once
 from localgrad.core.model.wrapped import TiedModule
 from localgrad.core.ownership.reach import dependencies
 from localgrad.core.params import Leaves, Path, under
@@ -80,6 +80,10 @@ def respond_to(module: Module, params: Leaves, carry: Any, x: Any, respond: Resp
 
 def record(module: Module, params: Leaves, carry: Any, x: Any, drives: list[Any]) -> tuple:
     """Runs one step with the given drives and returns `(carry, y, what each synapse received)`."""
+    return traced_once(_record, module, params, carry, x, drives)
+
+
+def _record(module: Module, params: Leaves, carry: Any, x: Any, drives: list[Any]) -> tuple:
     pres = []
 
     def respond(i: int, layer: Layer, pre: Any) -> Any:

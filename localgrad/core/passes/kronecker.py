@@ -222,17 +222,29 @@ def by_sampling(
     Returns:
         A [R, N, D] and u [R, U]; some are zeros where fewer are enough.
     """
-    tall, upper = jnp.linalg.qr(left.reshape(len(left), -1).T)
-    long, lower = jnp.linalg.qr(right.T)
-    ways, sizes, backs = jnp.linalg.svd(upper @ lower.T, full_matrices=False)
+    sizes, lefts, rights = _directions(left.reshape(len(left), -1), right)
     weights = _weights(rank, start, sizes)
     first = jnp.argsort(weights == 0, stable=True)[:rank]  # those that were taken
-    scale = jnp.sqrt(weights[first])[:, None]
-    lefts = (scale * (tall @ ways).T[first]).reshape(-1, *left.shape[1:])
-    rights = scale * (backs @ long.T)[first]
+    scale, size = jnp.sqrt(weights[first]), sizes[first]
+    lefts = (scale / jnp.where(size > 0, size, 1))[:, None] * lefts[first]
+    rights = scale[:, None] * rights[first]
     missing = rank - len(first)
     pad = lambda a: jnp.pad(a, [(0, missing), *[(0, 0)] * (a.ndim - 1)])  # noqa: E731
-    return pad(lefts), pad(rights)
+    return pad(lefts.reshape(-1, *left.shape[1:])), pad(rights)
+
+
+def _directions(left: jax.Array, right: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """`sum_t left_t (x) right_t` by singular directions: d [K], falling, d l [K, ND], r [K, U].
+
+    Of the long sides only products are taken. The directions of those d that are next to nothing
+    beside the largest are then not quite the singular ones, but all add up to the sum as it is.
+    """
+    long, lower = jnp.linalg.qr(right.T)
+    backs = jnp.linalg.eigh(lower @ (left @ left.T) @ lower.T)[1].T
+    lefts = (backs @ lower) @ left
+    sizes = jnp.linalg.norm(lefts, axis=1)
+    order = jnp.argsort(sizes, descending=True)
+    return sizes[order], lefts[order], (backs @ long.T)[order]
 
 
 def _weights(rank: int, start: jax.Array, sizes: jax.Array) -> jax.Array:
