@@ -60,7 +60,7 @@ def stop(config: Any) -> None:
     """Ends this process and its children at once, whatever their threads are at."""
     for child in multiprocessing.active_children():
         child.kill()
-    print(f"\ninterrupted. What was finished is kept in {config.results}/", file=sys.stderr)
+    print(f"\ninterrupted. What was finished is kept in {config.workdir}/", file=sys.stderr)
     sys.stdout.flush()
     os._exit(130)
 

@@ -59,4 +59,4 @@ def conclusion(claims: Sequence[Claim]) -> str:
 def require(claims: Sequence[Claim]) -> None:
     """Raises unless all hold."""
     if not all(claim.holds for claim in claims):
-        raise ValueError("a claim failed; see above.")
+        raise ClaimFailed("a claim failed; see above.")

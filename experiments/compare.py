@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import time
 from collections.abc import Iterator, Mapping
@@ -25,7 +26,7 @@ from experiments.choices import (
     lookup,
     require_counts,
 )
-from experiments.folder import claim_folder, write_results
+from experiments.folder import Pieces, claim_folder, write_results
 from experiments.measure import Cost, Update, compile_update, costs
 from experiments.progress import progress
 from experiments.tasks import TASKS, Task, TaskName
@@ -98,7 +99,7 @@ class Config:
         seed: where all randomness starts.
         checkpoints: how often a run is tested and compared with BPTT.
         repeats: rounds of the timing.
-        results: the folder to write to.
+        workdir: the folder to write to, where the same command goes on after an interruption.
     """
 
     tasks: tuple[TaskName, ...] = ("digits_rows", "delayed_recall")
@@ -117,7 +118,7 @@ class Config:
     seed: int = 0
     checkpoints: int = 20
     repeats: int = 20
-    results: Path = Path("results/compare")
+    workdir: Path = Path("results/compare")
 
     def budget(self, cell: CellName) -> Budget:
         """What every rule gets on a cell."""
@@ -169,7 +170,7 @@ def run(config: Config) -> list[report.Panel]:
     """Runs the comparison; prints tables and writes JSON and figures."""
     begin = time.perf_counter()
     check(config)
-    claim_folder(config.results, config)
+    pieces = claim_folder(config.workdir, config)
     print(header(config), flush=True)
     rows = len(config.tasks) * len(config.cells) * len(config.rules)
     pool = ThreadPoolExecutor(COMPILERS)
@@ -181,7 +182,7 @@ def run(config: Config) -> list[report.Panel]:
             trained: list[report.Panel] = []
             for stage in stages:
                 trained.append(empty_panel(stage))
-                for row in train_stage(stage, bar):
+                for row in train_stage(stage, pieces, bar):
                     trained[-1].rows.append(row)
                     write(config, trained, begin, finished=False)
     finally:
@@ -191,10 +192,10 @@ def run(config: Config) -> list[report.Panel]:
         panels.append(with_costs(panel, stage, config.repeats))
         print("\n" + report.table(panels[-1]), flush=True)
     write(config, panels, begin)
-    figures.learning_curves(panels, config.results / "learning_curves.png")
-    figures.alignment(panels, config.results / "alignment.png")
+    figures.learning_curves(panels, config.workdir / "learning_curves.png")
+    figures.alignment(panels, config.workdir / "alignment.png")
     print(f"\n{footnote(config)}\n\n{time.perf_counter() - begin:.0f} s in all.", end=" ")
-    print(f"Results and figures: {config.results}/")
+    print(f"Results and figures: {config.workdir}/")
     return panels
 
 
@@ -276,17 +277,17 @@ def prepare(
     )
 
 
-def train_stage(stage: Stage, bar: Any) -> Iterator[report.Row]:
-    """Trains each rule of a stage as soon as it is compiled."""
+def train_stage(stage: Stage, pieces: Pieces, bar: Any) -> Iterator[report.Row]:
+    """Trains each rule of a stage as soon as it is compiled, if it was not trained before."""
     for entry in stage.entries:
         bar.set_description(f"{stage.task.name}, {stage.cell}")
         name, shared, trainer, _, refusal = entry.result()
         bar.set_description(f"{stage.task.name}, {stage.cell}, {name}")
-        history = None
-        if trainer is None:
-            bar.update(stage.budget.checkpoints)
-        else:
-            history = train(trainer, shared, stage.budget, bar.update)
+        history, begin = None, bar.n
+        if trainer is not None:
+            made = functools.partial(train, trainer, shared, stage.budget, bar.update)
+            history = pieces.made(f"{stage.task.name}_{stage.cell}_{name}", made)
+        bar.update(begin + stage.budget.checkpoints - bar.n)
         yield report.Row(name, RULES[name].label(stage.settings), history, refusal=refusal)
 
 
@@ -320,4 +321,4 @@ def write(
         "seconds": round(time.perf_counter() - begin, 1),
         "panels": [report.as_json(panel) for panel in panels],
     }
-    write_results(config.results, content, finished=finished)
+    write_results(config.workdir, content, finished=finished)

@@ -1,58 +1,114 @@
-"""The folder of an experiment's results: tried before anything is trained, and never overwritten
-by a run with other options.
+"""The folder of an experiment's results: tried before anything is trained, never overwritten by a
+run with other options, and gone on with by the same command after an interruption.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
+import pickle
+import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
-RESULTS, UNFINISHED = "results.json", "unfinished.json"
-FREE = ("results", "workers")
+import jax
+
+from experiments.report import circumstances
+
+Found = TypeVar("Found")
+RESULTS, UNFINISHED, PIECES = "results.json", "unfinished.json", "pieces"
+FREE = ("workdir", "workers")
 """Options that say nothing of what is found."""
 
 
-def claim_folder(folder: Path, config: Any) -> None:
+class Pieces(NamedTuple):
+    """Finished pieces of a run, such as a row, until the whole run is finished.
+
+    Attributes:
+        workdir: the folder of the run's results.
+    """
+
+    workdir: Path
+
+    def made(self, name: str, make: Callable[[], Found]) -> Found:
+        """What `make()` gives, on the host; or what it gave before this run was interrupted.
+
+        Args:
+            name: of the piece, once a run.
+            make: its result depends on the run's options alone.
+        """
+        path = self.workdir / PIECES / f"{name}.pickle"
+        if path.exists():
+            return pickle.loads(path.read_bytes())
+        found = jax.device_get(make())
+        path.parent.mkdir(exist_ok=True)
+        draft = path.with_suffix(".part")  # a file is whole, or not there
+        draft.write_bytes(pickle.dumps(found))
+        os.replace(draft, path)
+        return found
+
+
+def claim_folder(folder: Path, config: Any, *packages: str) -> Pieces:
     """Makes the folder, and refuses one that cannot be written to or holds another run's results.
 
     Args:
         folder: where the results will go.
         config: the experiment's dataclass of options.
+        *packages: distributions, beside the core ones, that what is found depends on.
+
+    Returns:
+        The pieces that a run with the same options finished there before it was interrupted.
 
     Raises:
         OSError: if it cannot be made, or nothing can be written there.
-        ValueError: if it holds results of other options.
+        ValueError: if it holds results of other options, or a run begun with other versions.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=folder):
         pass
-    for path in (folder / RESULTS, folder / UNFINISHED):
+    ours, begun = circumstances(config, *packages), folder / UNFINISHED
+    for path in (folder / RESULTS, begun):
         if not path.exists():
             continue
-        other = difference(path, config)
+        other = difference(path, ours, ("config",) if path != begun else tuple(ours))
         if other is not None:
             raise ValueError(
-                f"{path} is of another run ({other}). Remove that folder, or give other --results."
+                f"{path} is of another run ({other}). Remove that folder, or give other --workdir."
             )
-        print(f"{path} is of the same options, and will be replaced.", flush=True)
+        what = "goes on" if path == begun else "will be replaced"
+        print(f"{path} is of the same options, and {what}.", flush=True)
+    if not begun.exists():
+        shutil.rmtree(folder / PIECES, ignore_errors=True)
+        write_results(folder, ours, finished=False)
+    return Pieces(folder)
 
 
-def difference(path: Path, config: Any) -> str | None:
-    """How the options of a file of results differ from these, in words; None if they do not."""
-    ours = json.loads(json.dumps(dataclasses.asdict(config), default=str))
+def difference(path: Path, ours: dict[str, Any], sides: tuple[str, ...]) -> str | None:
+    """How the circumstances of a file of results differ from ours, in words; None if they do not.
+
+    Args:
+        path: the file.
+        ours: as of `circumstances`.
+        sides: which of them are compared.
+    """
+    ours = json.loads(json.dumps(ours, default=str))
     try:
-        theirs = json.loads(path.read_text())["config"]
+        theirs = json.loads(path.read_text())
+        pairs = [(_named(ours[side], side), _named(theirs[side], side)) for side in sides]
     except (json.JSONDecodeError, KeyError, TypeError):
         return "its options cannot be read"
     missing = object()
-    for name, value in ours.items():
-        if name not in FREE and theirs.get(name, missing) != value:
-            return f"{name} {theirs.get(name)} there, {value} here"
+    for here, there in pairs:
+        for name, value in here.items():
+            if name not in FREE and there.get(name, missing) != value:
+                return f"{name} {there.get(name)} there, {value} here"
     return None
+
+
+def _named(side: Any, name: str) -> dict[str, Any]:
+    return side if isinstance(side, dict) else {name: side}
 
 
 def write_results(folder: Path, content: dict[str, Any], *, finished: bool = True) -> None:
@@ -61,7 +117,7 @@ def write_results(folder: Path, content: dict[str, Any], *, finished: bool = Tru
     Args:
         folder: where to.
         content: what was found, with the options it was found with as `config`.
-        finished: whether that is all; what was unfinished is removed then.
+        finished: whether that is all; what was unfinished is removed then, pieces and all.
     """
     target = folder / (RESULTS if finished else UNFINISHED)
     draft = target.with_suffix(".part")  # a file is whole, or not there
@@ -69,3 +125,4 @@ def write_results(folder: Path, content: dict[str, Any], *, finished: bool = Tru
     os.replace(draft, target)
     if finished:
         (folder / UNFINISHED).unlink(missing_ok=True)
+        shutil.rmtree(folder / PIECES, ignore_errors=True)

@@ -59,7 +59,7 @@ class Config:
         seed: where all randomness starts.
         short: few updates of a few small networks, and no verdict: a glance, for tests and
             notebooks.
-        results: the folder to write to.
+        workdir: the folder to write to, where the same command goes on after an interruption.
     """
 
     parts: tuple[Part, ...] = get_args(Part)
@@ -78,7 +78,7 @@ class Config:
     study_checkpoints: int = 60
     seed: int = 0
     short: bool = False
-    results: Path = Path("results/deep")
+    workdir: Path = Path("results/deep")
 
     def steps_of(self, stack: Stack) -> int:
         """Updates that every rule gets on a stack."""
@@ -91,12 +91,12 @@ def run(config: Config) -> list[Claim]:
     if config.short:
         config = dataclasses.replace(config, checkpoints=2, study_steps=2, study_checkpoints=2)
     check(config)
-    claim_folder(config.results, config)
+    pieces = claim_folder(config.workdir, config)
     print(header(config), flush=True)
     trials: list[Trial] = []
     if "crowd" in config.parts:
-        trials = run_trials(config, lambda done: write(config, begin, done, finished=False))
-    studied = run_study(config) if "study" in config.parts else None
+        trials = run_trials(config, pieces, lambda done: write(config, begin, done, finished=False))
+    studied = run_study(config, pieces) if "study" in config.parts else None
     sized = sizes("rate") if "memory" in config.parts else []
     found = []
     if trials:
@@ -104,16 +104,16 @@ def run(config: Config) -> list[Claim]:
         found += claims.of_trials(trials, config.delays)
     if studied is not None:
         print("\n" + report.study_table(studied))
-        figures.study(studied, config.results / "study.png")
+        figures.study(studied, config.workdir / "study.png")
         found += claims.of_study(studied)
     if sized:
         print("\n" + report.memory_table(sized))
-        figures.memory(sized, config.results / "memory.png")
+        figures.memory(sized, config.workdir / "memory.png")
         found += claims.of_memory(sized)
     write(config, begin, trials, studied, sized, found)
     print(f"\n{claims_table(found)}\n")
     seconds = time.perf_counter() - begin
-    print(f"{seconds:.0f} s in all. Results and figures: {config.results}/")
+    print(f"{seconds:.0f} s in all. Results and figures: {config.workdir}/")
     print(conclusion(found))
     if not config.short:
         require(found)
@@ -133,8 +133,8 @@ def show_trials(config: Config, trials: list[Trial]) -> None:
         }
         print("\n" + report.trials_table(own, config.delays, config.criterion, floors), flush=True)
     print(f"\n{report.FOOTNOTE}")
-    figures.accuracies(trials, config.delays, config.results / "accuracies.png")
-    figures.alignments(trials, config.delays[-1], config.results / "alignments.png")
+    figures.accuracies(trials, config.delays, config.workdir / "accuracies.png")
+    figures.alignments(trials, config.delays[-1], config.workdir / "alignments.png")
 
 
 def check(config: Config) -> None:
@@ -186,4 +186,4 @@ def write(
         "memory": [size._asdict() for size in sized],
         "claims": [claim._asdict() for claim in found],
     }
-    write_results(config.results, content, finished=finished)
+    write_results(config.workdir, content, finished=finished)

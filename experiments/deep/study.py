@@ -19,6 +19,7 @@ from flax import linen as nn
 import localgrad
 from experiments.deep.stacks import LOSS, ROWS
 from experiments.deep.trials import alignment, crossing
+from experiments.folder import Pieces
 from experiments.progress import progress
 from experiments.tasks.motif_count import motif_count
 from experiments.train import Budget, History, Problem, make_shared, make_trainer, train
@@ -95,7 +96,7 @@ def scaled(key: jax.Array, shape: tuple[int, int], dtype: Any = jnp.float32) -> 
     return RADIUS * kernel / radius
 
 
-def run_study(config: Any) -> Study:
+def run_study(config: Any, pieces: Pieces) -> Study:
     """Trains every rule of the study, and compares credit before training."""
     model = network()
     budget = Budget(
@@ -110,10 +111,12 @@ def run_study(config: Any) -> Study:
     shared = make_shared(Problem(model, LOSS, motif_count(config.seed, delay=DELAY)), budget)
     histories = {}
     for name in progress(RULES, unit="rule"):
-        trainer = make_trainer(
-            shared, lambda key, name=name: ROWS[name].rule(model), optax.adam, budget
-        )
-        histories[name] = train(trainer, shared, budget, lambda: None)
+
+        def learned(name: str = name) -> History:
+            trainer = make_trainer(shared, lambda key: ROWS[name].rule(model), optax.adam, budget)
+            return train(trainer, shared, budget, lambda: None)
+
+        histories[name] = pieces.made(f"study_{name}", learned)
     return Study(histories, cosines(model, 2 * config.study_seeds, config.seed))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import multiprocessing
 import operator
 import signal
@@ -17,6 +18,7 @@ import optax
 import localgrad
 from experiments.deep.memory import beside_carry, bytes_of
 from experiments.deep.stacks import LOSS, ROWS, STACKS, StackName, rows_at
+from experiments.folder import Pieces
 from experiments.measure import Cost, Update, compile_update, costs
 from experiments.progress import progress
 from experiments.tasks import Task
@@ -85,17 +87,18 @@ def crossing(steps: np.ndarray, curve: np.ndarray, level: float) -> float:
     return float(steps[at - 1] + share * (steps[at] - steps[at - 1]))
 
 
-def run_trials(config: Any, keep: Callable[[list[Trial]], object]) -> list[Trial]:
+def run_trials(config: Any, pieces: Pieces, keep: Callable[[list[Trial]], object]) -> list[Trial]:
     """Runs every stack at every depth, `config.workers` at a time, each in a process of its own.
 
     Args:
         config: the experiment's options.
+        pieces: trials that were finished before.
         keep: called after each with all that are finished.
 
     Returns:
         What they found, in order.
     """
-    cases = [(config, name, depth) for name in config.stacks for depth in config.depths]
+    cases = [(config, pieces, name, depth) for name in config.stacks for depth in config.depths]
     with contextlib.ExitStack() as stack:
         run: Callable[..., Iterable[Trial]] = map
         if config.workers > 1:
@@ -113,9 +116,14 @@ def run_trials(config: Any, keep: Callable[[list[Trial]], object]) -> list[Trial
     return found
 
 
-def run_trial(case: tuple[Any, StackName, int]) -> Trial:
+def run_trial(case: tuple[Any, Pieces, StackName, int]) -> Trial:
+    """One stack of one depth, if it was not run before."""
+    config, pieces, name, depth = case
+    return pieces.made(f"{name}_{depth}", functools.partial(learned, config, name, depth))
+
+
+def learned(config: Any, name: StackName, depth: int) -> Trial:
     """One stack of one depth: every rule, at every delay."""
-    config, name, depth = case
     stack = STACKS[name]
     model = stack.make(depth)
     budget = Budget(

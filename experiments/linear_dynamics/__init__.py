@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib.util
 import math
 import time
@@ -62,14 +63,14 @@ class Config:
         updates: gradient steps of the networks whose whole course is compared.
         seed: where randomness starts: every claim draws its strengths, weights or data by it.
         short: fewer steps and starts: a glance, for tests and notebooks.
-        results: the folder to write to.
+        workdir: the folder to write to, where the same command goes on after an interruption.
     """
 
     phenomena: tuple[Name, ...] = get_args(Name)
     updates: int = 400
     seed: int = 0
     short: bool = False
-    results: Path = Path("results/linear_dynamics")
+    workdir: Path = Path("results/linear_dynamics")
 
     @property
     def steps(self) -> int:
@@ -103,7 +104,7 @@ def run(config: Config) -> dict[str, Finding]:
         ClaimFailed: at the end, if a claim did not hold.
     """
     check(config)
-    claim_folder(config.results, config)
+    pieces = claim_folder(config.workdir, config, "diffrax")
     print(header(config), flush=True)
     findings, seconds = {}, {}
     with jax.enable_x64(True):
@@ -111,14 +112,14 @@ def run(config: Config) -> dict[str, Finding]:
             for name in bar:
                 bar.set_description(name)
                 begin = time.perf_counter()
-                findings[name] = PHENOMENA[name](config)
+                findings[name] = pieces.made(name, functools.partial(PHENOMENA[name], config))
                 seconds[name] = round(time.perf_counter() - begin, 1)
                 write(config, findings, seconds, finished=False)
         rows = [row for finding in findings.values() for row in finding.rows]
         print("\n" + as_text(rows), flush=True)
         write(config, findings, seconds)
-        drawn = figures.draw(findings, config.results)
-    print(f"{sum(seconds.values()):.0f} s in all, {len(drawn)} figures. Results: {config.results}/")
+        drawn = figures.draw(findings, config.workdir)
+    print(f"{sum(seconds.values()):.0f} s in all, {len(drawn)} figures. Results: {config.workdir}/")
     print(conclusion(rows))
     if not all(row.holds for row in rows):
         raise ClaimFailed("a claim failed; see above.")
@@ -170,7 +171,7 @@ def write(
         "seconds": seconds,
         "rows": {name: [as_json(row) for row in found.rows] for name, found in findings.items()},
     }
-    write_results(config.results, content, finished=finished)
+    write_results(config.workdir, content, finished=finished)
 
 
 def as_json(row: Row) -> dict[str, Any]:

@@ -58,7 +58,7 @@ class Config:
         workers: rules at a time.
         short: few calls of small networks, and no verdict: a glance, for tests and notebooks.
         data_dir: the folder with `ptb/`; None for LOCALGRAD_DATA. Without one, Python's manual.
-        results: the folder to write to. Rows that were finished there are not run again.
+        workdir: the folder to write to. Rows that were finished there are not run again.
     """
 
     problems: tuple[ProblemName, ...] = get_args(ProblemName)
@@ -74,7 +74,7 @@ class Config:
     workers: int = 2
     short: bool = False
     data_dir: Path | None = None
-    results: Path = Path("results/online")
+    workdir: Path = Path("results/online")
 
     @property
     def budget(self) -> Budget:
@@ -88,7 +88,7 @@ def run(config: Config) -> list[Claim]:
     if config.short:
         config = dataclasses.replace(config, units=8, calls=4, checks=2, repeats=2)
     check(config)
-    claim_folder(config.results, config)
+    claim_folder(config.workdir, config)
     print(
         f"Online: {', '.join(config.problems)}; {config.calls * problems.STEPS} steps of "
         f"{problems.STREAMS} streams, an update every {CHUNK}; N = {config.units}; seeds: "
@@ -96,7 +96,7 @@ def run(config: Config) -> list[Claim]:
         flush=True,
     )
     panels = panels_of(config)
-    figures.curves(panels, config.results / "curves.png")
+    figures.curves(panels, config.workdir / "curves.png")
     content: dict[str, Any] = {"panels": [report.panel_as_json(panel) for panel in panels]}
     found = [claim for panel in panels for claim in claims.of_panel(panel)]
     first = panels[0]
@@ -108,17 +108,17 @@ def run(config: Config) -> list[Claim]:
         )
         print("\n" + report.prices_table(prices, near), flush=True)
         if near:
-            figures.alignments(near, config.results / "lags.png")
-        figures.bargains(panels, prices, config.results / "prices.png")
+            figures.alignments(near, config.workdir / "lags.png")
+        figures.bargains(panels, prices, config.workdir / "prices.png")
         content["cosines"] = report.cosines_as_json(near)
         content["prices"] = {name: price._asdict() for name, price in prices.items()}
         found += claims.of_lags(near) + claims.of_prices(prices)
     print(f"\n{report.FOOTNOTE}")
     seconds = time.perf_counter() - begin
     content |= {"seconds": round(seconds, 1), "claims": [claim._asdict() for claim in found]}
-    write_results(config.results, {**circumstances(config), **content})
+    write_results(config.workdir, {**circumstances(config), **content})
     print(f"\n{claims_table(found)}\n")
-    print(f"{seconds:.0f} s in all. Results and figures: {config.results}/")
+    print(f"{seconds:.0f} s in all. Results and figures: {config.workdir}/")
     print(conclusion(found))
     if not config.short:
         require(found)
@@ -146,7 +146,7 @@ def panels_of(config: Config) -> list[Panel]:
             config.budget,
             config.workers,
             problems.STREAMS,
-            config.results / "runs",
+            config.workdir / "runs",
         )
         for panel in map(Panel, made, outcomes):
             print("\n" + report.panel_table(panel), flush=True)

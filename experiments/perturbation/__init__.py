@@ -13,7 +13,7 @@ import tyro
 from experiments.choices import lookup, require_counts
 from experiments.claims import Claim, claims_table, conclusion, require
 from experiments.datasets import root_of
-from experiments.folder import claim_folder, write_results
+from experiments.folder import Pieces, claim_folder, write_results
 from experiments.perturbation import claims, figures, problems, report, series, variance
 from experiments.perturbation.learner import Budget, compete
 from experiments.perturbation.problems import Problem
@@ -60,7 +60,7 @@ class Config:
         workers: rules, or sizes, at a time.
         short: few updates and draws, and no verdict: a glance, for tests and notebooks.
         data_dir: the folder with `weather_wth/`; None for LOCALGRAD_DATA.
-        results: the folder to write to.
+        workdir: the folder to write to, where the same command goes on after an interruption.
     """
 
     parts: tuple[Part, ...] = get_args(Part)
@@ -75,7 +75,7 @@ class Config:
     workers: int = 2
     short: bool = False
     data_dir: Path | None = None
-    results: Path = Path("results/perturbation")
+    workdir: Path = Path("results/perturbation")
 
     def updates(self, number: int) -> int:
         """So many, or a glance."""
@@ -88,73 +88,75 @@ def run(config: Config) -> list[Claim]:
     if config.short:
         config = dataclasses.replace(config, checks=2, nets=1, draws=100)
     check(config)
-    claim_folder(config.results, config)
+    pieces = claim_folder(config.workdir, config)
     print(f"Perturbations: {', '.join(config.parts)}; seeds: {config.seeds}.", flush=True)
     content: dict[str, Any] = {}
     found: list[Claim] = []
     if "variance" in config.parts:
         points = variance.scan_sizes(
-            config.nets, config.draws, config.seed, config.workers, config.short
+            config.nets, config.draws, config.seed, config.workers, config.short, pieces
         )
         print("\n" + report.variance_table(points), flush=True)
-        figures.variance(points, config.results / "variance.png")
+        figures.variance(points, config.workdir / "variance.png")
         content["variance"] = [point._asdict() for point in points]
         found += claims.of_variance(points)
     panels: list[Panel] = []
-    for panel in panels_of(config):
+    for panel in panels_of(config, pieces):
         panels.append(panel)
         content["panels"] = [report.panel_as_json(panel) for panel in panels]
-        write_results(config.results, {**circumstances(config), **content}, finished=False)
+        write_results(config.workdir, {**circumstances(config), **content}, finished=False)
     if panels:
-        figures.curves(panels, config.results / "curves.png")
+        figures.curves(panels, config.workdir / "curves.png")
         found += [claim for panel in panels for claim in claims.of_panel(panel)]
     if "units" in config.parts:
-        sized = over_units(config, panels)
+        sized = over_units(config, panels, pieces)
         print("\n" + report.units_table(sized), flush=True)
-        figures.units(sized, config.results / "units.png")
+        figures.units(sized, config.workdir / "units.png")
         content["units"] = [report.panel_as_json(panel) for panel in sized]
         found += claims.of_units(sized)
     print(f"\n{report.FOOTNOTE}")
     seconds = time.perf_counter() - begin
     content |= {"seconds": round(seconds, 1), "claims": [claim._asdict() for claim in found]}
-    write_results(config.results, {**circumstances(config), **content})
+    write_results(config.workdir, {**circumstances(config), **content})
     print(f"\n{claims_table(found)}\n")
-    print(f"{seconds:.0f} s in all. Results and figures: {config.results}/")
+    print(f"{seconds:.0f} s in all. Results and figures: {config.workdir}/")
     print(conclusion(found))
     if not config.short:
         require(found)
     return found
 
 
-def panels_of(config: Config) -> Iterator[Panel]:
+def panels_of(config: Config, pieces: Pieces) -> Iterator[Panel]:
     """Every rule on every problem of the parts; prints a table of each as soon as it is there."""
     seed, updates, every = config.seed, config.updates, config.rows
     if "credit" in config.parts:
-        yield from solved(config, [problems.sign(seed, updates(1000))], every)
-        yield from solved(config, [problems.recall(seed, updates(1000))], every)
+        yield from solved(config, [problems.sign(seed, updates(1000))], every, pieces)
+        yield from solved(config, [problems.recall(seed, updates(1000))], every, pieces)
     if "mackey_glass" in config.parts:
         both = [make(seed, updates(1000)) for make in (series.ahead, series.behind)]
-        yield from solved(config, both, every)
+        yield from solved(config, both, every, pieces)
     if "copy" in config.parts:
-        yield from solved(config, [problems.copy(seed, updates(1000))], every)
+        yield from solved(config, [problems.copy(seed, updates(1000))], every, pieces)
     if "weather" in config.parts and root_of(config.data_dir) is None:
         print("\nweather is left out: say --data-dir DIR, or set LOCALGRAD_DATA=DIR.")
     elif "weather" in config.parts:
         hours = [series.forecast(seed, updates(1000), h, config.data_dir) for h in series.HOURS]
-        yield from solved(config, hours, [name for name in every if name not in SAMPLED])
+        yield from solved(config, hours, [name for name in every if name not in SAMPLED], pieces)
 
 
-def solved(config: Config, alike: Sequence[Problem], names: Sequence[str]) -> list[Panel]:
+def solved(
+    config: Config, alike: Sequence[Problem], names: Sequence[str], pieces: Pieces
+) -> list[Panel]:
     """Rules on problems of the same shapes."""
     budget = Budget(config.seeds, config.checks, config.seed)
-    found = compete(alike, names, budget, config.workers)
+    found = compete(alike, names, budget, config.workers, pieces)
     panels = [Panel(*pair) for pair in zip(alike, found, strict=True)]
     for panel in panels:
         print("\n" + report.panel_table(panel), flush=True)
     return panels
 
 
-def over_units(config: Config, panels: Sequence[Panel]) -> list[Panel]:
+def over_units(config: Config, panels: Sequence[Panel], pieces: Pieces) -> list[Panel]:
     """Mackey-Glass with other numbers of units, beside what is there already."""
     there = {panel.problem.units: panel for panel in panels if panel.problem.name == "ahead"}
     budget = Budget(config.seeds, config.checks, config.seed)
@@ -165,7 +167,7 @@ def over_units(config: Config, panels: Sequence[Panel]) -> list[Panel]:
         if units in there:
             outcomes = {name: there[units].outcomes[name] for name in names}
         else:
-            (outcomes,) = compete([problem], names, budget, config.workers)
+            (outcomes,) = compete([problem], names, budget, config.workers, pieces)
         sized.append(Panel(problem, outcomes))
     return sized
 

@@ -7,6 +7,7 @@ judged by `valid`.
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +21,7 @@ import optax
 
 import localgrad
 from experiments.deep.trials import crossing
+from experiments.folder import Pieces
 from experiments.perturbation.problems import Problem
 from experiments.perturbation.rows import ROWS, Row
 from experiments.progress import progress
@@ -209,7 +211,11 @@ def keys_of(budget: Budget) -> jax.Array:
 
 
 def compete(
-    problems: Sequence[Problem], names: Sequence[str], budget: Budget, workers: int
+    problems: Sequence[Problem],
+    names: Sequence[str],
+    budget: Budget,
+    workers: int,
+    pieces: Pieces,
 ) -> list[dict[str, Outcome]]:
     """Trains rows on problems, as many rows at a time as there are workers.
 
@@ -218,6 +224,7 @@ def compete(
         names: of rows.
         budget: what every row gets.
         workers: threads.
+        pieces: rows that were finished before.
 
     Returns:
         For each problem the outcomes by row.
@@ -233,13 +240,14 @@ def compete(
         progress(total=len(rows) * len(problems), unit="row", desc=problems[0].name) as bar,
     ):
 
-        def one(row: Row) -> list[Outcome]:
+        def one(name: str) -> list[Outcome]:
+            row, found = rows[name], []
             learner = make_learner(row, problems[0], networks[row.cell], rule_keys)
-            found = []
             for problem in problems:
-                found.append(learned(learner, row, problem, budget))
+                made = functools.partial(learned, learner, row, problem, budget)
+                found.append(pieces.made(f"{problem.name}_{problem.units}_{name}", made))
                 bar.update()
             return found
 
-        found = dict(zip(rows, pool.map(one, rows.values()), strict=True))
+        found = dict(zip(rows, pool.map(one, rows), strict=True))
     return [{name: each[k] for name, each in found.items()} for k in range(len(problems))]

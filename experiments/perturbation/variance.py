@@ -7,6 +7,7 @@ grows as T, and the variance relative to it grows less than it does here.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ import optax
 from flax import linen as nn
 
 import localgrad
+from experiments.folder import Pieces
 from experiments.perturbation.moments import (
     Moments,
     linearised,
@@ -112,7 +114,9 @@ def _gradient(linear: Any) -> Any:
     return node_moments(linear, "causal", activity=False).mean
 
 
-def scan_sizes(nets: int, draws: int, seed: int, workers: int, short: bool) -> list[Point]:
+def scan_sizes(
+    nets: int, draws: int, seed: int, workers: int, short: bool, pieces: Pieces
+) -> list[Point]:
     """Every rule over N and over T.
 
     Args:
@@ -121,6 +125,7 @@ def scan_sizes(nets: int, draws: int, seed: int, workers: int, short: bool) -> l
         seed: where all randomness starts.
         workers: sizes at a time.
         short: whether to take the two least sizes of each alone.
+        pieces: sizes that were finished before.
     """
     count = 2 if short else None
     sizes = [(units, FEW_STEPS) for units in UNITS[:count]]
@@ -132,7 +137,8 @@ def scan_sizes(nets: int, draws: int, seed: int, workers: int, short: bool) -> l
     ):
 
         def one(size: tuple[int, int]) -> list[Point]:
-            found = measure(*size, nets, draws, seed)
+            made = functools.partial(measure, *size, nets, draws, seed)
+            found = pieces.made("variance_{}_{}".format(*size), made)
             bar.update()
             return found
 

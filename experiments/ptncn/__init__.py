@@ -59,7 +59,7 @@ class Config:
         epochs: in place of the size's.
         seeds: runs of each row, all in one jitted function.
         workers: rows that learn at a time.
-        results: the folder to write to, in one for each part, source and size.
+        workdir: the folder to write to, in one for each part, source and size.
     """
 
     part: tyro.conf.Positional[Part]
@@ -73,7 +73,7 @@ class Config:
     epochs: int | None = None
     seeds: int = 3
     workers: int = 2
-    results: Path = Path("results/ptncn")
+    workdir: Path = Path("results/ptncn")
 
     @property
     def sized(self) -> Size:
@@ -88,7 +88,7 @@ def run(config: Config) -> Any:
     check(config)
     part = PARTS[config.part]
     source = part.source_of(config)
-    folder = config.results / f"{config.part}_{source}_{config.size}"
+    folder = config.workdir / f"{config.part}_{source}_{config.size}"
     claim_folder(folder, config)
     print(f"P-TNCN: {config.part}, {source}, {config.size}; seeds: {config.seeds}.", flush=True)
     found = part.run(config, source, folder)

@@ -80,14 +80,14 @@ def restore(
     if said["settings"] != settings:
         raise ValueError(
             f"{folder} holds a run made with {said['settings']}, and this one has {settings}. "
-            "Remove that folder, or give other --results."
+            "Remove that folder, or give other --workdir."
         )
     tried = {float(rate): value for rate, value in said["progress"]["tried"].items()}
     done = Progress(**said["progress"] | {"tried": tried})
     if done.epochs > epochs:
         raise ValueError(
             f"{folder} holds a run of {done.epochs} epochs, and this one has {epochs}. Remove that "
-            "folder, or give other --results."
+            "folder, or give other --workdir."
         )
     with ocp.StandardCheckpointer() as checkpointer:
         leaves = checkpointer.restore(_folder(folder, done.epochs).absolute(), _plain(like))

@@ -25,7 +25,7 @@ def test_help_lists_the_experiments(capsys):
 def test_help_of_compare_explains_every_option(capsys):
     status, text = said(capsys, "compare", "--help")
     assert status == 0
-    for option in ("--tasks", "--cells", "--rules", "--steps", "--seeds", "--results"):
+    for option in ("--tasks", "--cells", "--rules", "--steps", "--seeds", "--workdir"):
         assert option in text
     for name in (*TASKS, *CELLS, *RULES):
         assert name in text
@@ -60,7 +60,7 @@ def test_a_wrong_name_lists_the_right_ones(capsys, argv, names):
     ],
 )
 def test_a_wrong_number_is_an_error_of_one_line(capsys, tmp_path, argv, message):
-    assert main(["compare", "--results", str(tmp_path), *argv]) == 2
+    assert main(["compare", "--workdir", str(tmp_path), *argv]) == 2
     out = capsys.readouterr()
     assert f"error: {message}" in out.err
     assert "Traceback" not in out.err
@@ -68,7 +68,7 @@ def test_a_wrong_number_is_an_error_of_one_line(capsys, tmp_path, argv, message)
 
 def test_a_folder_that_cannot_be_made_is_an_error_of_one_line(capsys, tmp_path):
     (tmp_path / "file").write_text("")
-    assert main(["compare", "--results", str(tmp_path / "file" / "folder")]) == 2
+    assert main(["compare", "--workdir", str(tmp_path / "file" / "folder")]) == 2
     assert "error: " in (err := capsys.readouterr().err) and "Traceback" not in err
 
 

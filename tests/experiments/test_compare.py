@@ -19,6 +19,10 @@ LOSS = optax.softmax_cross_entropy_with_integer_labels
 BUDGET = Budget(steps=6, batch_size=4, learning_rate=0.01, clip=1.0, seeds=2, checkpoints=2, seed=0)
 
 
+def interrupt(*args):
+    raise KeyboardInterrupt
+
+
 @pytest.fixture(scope="module")
 def panels(tmp_path_factory):
     folder = tmp_path_factory.mktemp("compare")
@@ -32,9 +36,15 @@ def panels(tmp_path_factory):
         features=5,
         seeds=2,
         repeats=1,
-        results=folder,
+        workdir=folder,
     )
-    return compare.run(config), folder
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compare, "with_costs", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            compare.run(config)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compare, "train", interrupt)  # what was finished is not trained again
+        return compare.run(config), folder
 
 
 def test_writes_json_and_figures(panels):

@@ -11,7 +11,7 @@ import localgrad
 from experiments import deep
 from experiments.__main__ import main
 from experiments.claims import Claim
-from experiments.deep import claims, memory, report, study
+from experiments.deep import claims, memory, report, study, trials
 from experiments.deep.memory import Size
 from experiments.deep.stacks import LOSS, ROWS, STACKS, rows_at
 from experiments.deep.trials import crossing, linear_floors, reading
@@ -88,8 +88,12 @@ def test_a_size_that_contradicts_a_claim_fails_it():
     assert not any(claim.holds for claim in claims.of_memory(bad))
 
 
+def interrupt(*args):
+    raise KeyboardInterrupt
+
+
 @pytest.mark.long
-def test_a_short_run_measures_prints_and_draws(tmp_path, capsys):
+def test_a_short_run_goes_on_measures_prints_and_draws(tmp_path, capsys, monkeypatch):
     config = deep.Config(
         parts=("crowd", "memory"),
         stacks=("lru",),
@@ -101,9 +105,14 @@ def test_a_short_run_measures_prints_and_draws(tmp_path, capsys):
         repeats=1,
         workers=1,
         short=True,
-        results=tmp_path,
+        workdir=tmp_path,
     )
-    found = deep.run(config)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(deep, "sizes", interrupt)
+        deep.run(config)
+    with monkeypatch.context() as patch:
+        patch.setattr(trials, "learned", interrupt)  # what was finished is not learned again
+        found = deep.run(config)
     text = capsys.readouterr().out
     content = json.loads((tmp_path / "results.json").read_text())
     assert [trial["depth"] for trial in content["crowd"]] == [1, 2]
@@ -121,7 +130,7 @@ def test_a_short_run_measures_prints_and_draws(tmp_path, capsys):
 
 @pytest.mark.slow
 def test_the_studys_part_runs(tmp_path, capsys):
-    config = deep.Config(parts=("study",), study_seeds=2, short=True, results=tmp_path)
+    config = deep.Config(parts=("study",), study_seeds=2, short=True, workdir=tmp_path)
     found = deep.run(config)
     assert "there" in capsys.readouterr().out
     assert sum("cosine to BPTT" in claim.text for claim in found) == 3
@@ -132,7 +141,7 @@ def test_a_failed_claim_is_an_error(monkeypatch, capsys, tmp_path):
     wrong = Claim("the sun goes round the earth", "it does not", False)
     monkeypatch.setattr(claims, "of_memory", lambda sizes: [wrong])
     monkeypatch.setattr(deep, "sizes", lambda name: [Size(8, 1, 1, 1, 1, 1)])
-    assert main(["deep", "--parts", "memory", "--results", str(tmp_path)]) == 2
+    assert main(["deep", "--parts", "memory", "--workdir", str(tmp_path)]) == 1
     out = capsys.readouterr()
     assert "FAILS  the sun goes round the earth: it does not" in out.out
     assert "error: a claim failed" in out.err
@@ -149,7 +158,7 @@ def test_a_failed_claim_is_an_error(monkeypatch, capsys, tmp_path):
     ],
 )
 def test_a_wrong_number_is_an_error_of_one_line(capsys, tmp_path, argv, message):
-    assert main(["deep", "--results", str(tmp_path), *argv]) == 2
+    assert main(["deep", "--workdir", str(tmp_path), *argv]) == 2
     assert f"error: {message}" in capsys.readouterr().err
 
 

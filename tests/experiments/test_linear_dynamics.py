@@ -15,11 +15,21 @@ pytestmark = pytest.mark.long
 CHEAP = ("window", "nonlinearity")
 
 
+def interrupt(*args):
+    raise KeyboardInterrupt
+
+
 @pytest.fixture(scope="module")
 def short(tmp_path_factory):
     folder = tmp_path_factory.mktemp("linear_dynamics")
-    config = linear_dynamics.Config(phenomena=CHEAP, short=True, results=folder)
-    return linear_dynamics.run(config), folder
+    config = linear_dynamics.Config(phenomena=CHEAP, short=True, workdir=folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(linear_dynamics, "as_text", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            linear_dynamics.run(config)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(linear_dynamics, "PHENOMENA", dict.fromkeys(CHEAP, interrupt))
+        return linear_dynamics.run(config), folder  # nothing is computed again
 
 
 def test_every_claim_holds(short):
@@ -82,7 +92,7 @@ def test_a_failure_is_visible(monkeypatch, capsys, tmp_path):
     assert lines[-2:] == ["6  who knows", "      7"]
     monkeypatch.setitem(linear_dynamics.PHENOMENA, "saddle", lambda config: Finding(rows, {}))
     monkeypatch.setattr(linear_dynamics.figures, "draw", lambda findings, folder: [])
-    command = ["linear_dynamics", "--phenomena", "saddle", "--results", str(tmp_path)]
+    command = ["linear_dynamics", "--phenomena", "saddle", "--workdir", str(tmp_path)]
     assert main(command) == 1
     said = capsys.readouterr()
     assert "2 of 3 claims of the theory FAIL:\n  row 3: the sun goes round the earth\n" in said.out
@@ -104,4 +114,4 @@ def test_a_failure_is_visible(monkeypatch, capsys, tmp_path):
 )
 def test_what_cannot_run_says_so(changes, message, tmp_path):
     with pytest.raises(ValueError, match=message):
-        linear_dynamics.run(linear_dynamics.Config(**changes, results=tmp_path))
+        linear_dynamics.run(linear_dynamics.Config(**changes, workdir=tmp_path))

@@ -10,12 +10,17 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import NamedTuple
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
+import localgrad
 from experiments import compare, progress
 from experiments.__main__ import main
 from experiments.folder import claim_folder, write_results
+from experiments.report import circumstances
 
 ROOT = Path(__file__).parents[2]
 
@@ -27,7 +32,7 @@ from experiments import __main__ as command, compare
 from experiments.folder import write_results
 
 def run(config):
-    write_results(config.results, {"found": 1}, finished=False)
+    write_results(config.workdir, {"found": 1}, finished=False)
     endless = jax.jit(lambda x: jax.lax.while_loop(lambda x: x < 2, lambda x: 1 - x, x))
     with ThreadPoolExecutor(1) as pool:
         pool.submit(endless, jnp.zeros(()))
@@ -36,7 +41,7 @@ def run(config):
 
 compare.run = run
 signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever the tests run under
-command.main(["compare", "--results", sys.argv[1]])
+command.main(["compare", "--workdir", sys.argv[1]])
 """
 
 
@@ -66,7 +71,7 @@ def test_ctrl_c_ends_compiled_code_that_never_would_and_keeps_what_was_done(tmp_
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    results: Path
+    workdir: Path
     seeds: int = 3
     rules: tuple[str, ...] = ("bptt",)
     workers: int = 2
@@ -74,32 +79,65 @@ class Options:
 
 def test_results_of_other_options_are_never_overwritten(tmp_path, capsys):
     config = Options(tmp_path / "new")
-    made = {"config": dataclasses.asdict(config)}
-    claim_folder(config.results, config)
-    write_results(config.results, made, finished=False)
-    assert [path.name for path in config.results.iterdir()] == ["unfinished.json"]
+    made = circumstances(config)
+    claim_folder(config.workdir, config)
+    write_results(config.workdir, made, finished=False)
+    assert [path.name for path in config.workdir.iterdir()] == ["unfinished.json"]
     assert not capsys.readouterr().out
-    refuse(config, capsys)
-    write_results(config.results, made)
-    assert [path.name for path in config.results.iterdir()] == ["results.json"]
-    refuse(config, capsys)
-    (config.results / "results.json").write_text("{")
+    refuse(config, capsys, "goes on")
+    write_results(config.workdir, made)
+    assert [path.name for path in config.workdir.iterdir()] == ["results.json"]
+    refuse(config, capsys, "will be replaced")
+    (config.workdir / "results.json").write_text("{")
     with pytest.raises(ValueError, match="its options cannot be read"):
-        claim_folder(config.results, config)
+        claim_folder(config.workdir, config)
 
 
-def refuse(config, capsys):
-    """What is there may be replaced by a run with its options, and by no other."""
-    claim_folder(config.results, dataclasses.replace(config, workers=1))
-    assert "is of the same options, and will be replaced" in capsys.readouterr().out
+def refuse(config, capsys, what):
+    """A run with the options of what is there may have it, and no other."""
+    claim_folder(config.workdir, dataclasses.replace(config, workers=1))
+    assert f"is of the same options, and {what}." in capsys.readouterr().out
     with pytest.raises(ValueError, match=r"another run \(seeds 3 there, 5 here\). Remove that"):
-        claim_folder(config.results, dataclasses.replace(config, seeds=5))
+        claim_folder(config.workdir, dataclasses.replace(config, seeds=5))
+
+
+class Found(NamedTuple):
+    curve: object
+    rates: dict
+
+
+def test_pieces_are_made_once_until_all_is_finished(tmp_path):
+    config, made = Options(tmp_path), []
+
+    def make(number):
+        made.append(number)
+        return Found(jnp.full(3, number / 3), {0.1: None, 0.3: [np.float32(number)]})
+
+    for _ in range(2):  # the second goes on after an interruption
+        pieces = claim_folder(tmp_path, config)
+        found = [pieces.made(f"row_{number}", lambda n=number: make(n)) for number in (1, 2)]
+    assert made == [1, 2]
+    np.testing.assert_array_equal(found[1].curve, np.full(3, np.float32(2 / 3)))
+    assert isinstance(found[0].curve, np.ndarray) and found[0].rates == {0.1: None, 0.3: [1]}
+    (tmp_path / "pieces" / "row_3.part").write_bytes(b"killed while it was written")
+    assert pieces.made("row_3", lambda: 3) == 3
+    write_results(tmp_path, circumstances(config))
+    assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
+    claim_folder(tmp_path, config).made("row_1", lambda: make(1))
+    assert made == [1, 2, 1]
+
+
+def test_a_run_does_not_go_on_with_other_versions(tmp_path, monkeypatch):
+    claim_folder(tmp_path, Options(tmp_path))
+    monkeypatch.setattr(localgrad, "__version__", "99")
+    with pytest.raises(ValueError, match=r"another run \(localgrad .* there, 99 here\)"):
+        claim_folder(tmp_path, Options(tmp_path))
 
 
 def test_the_command_looks_at_its_folder_before_it_trains(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(compare, "submit", None)
     write_results(tmp_path, {"config": {}})
-    assert main(["compare", "--results", str(tmp_path)]) == 2
+    assert main(["compare", "--workdir", str(tmp_path)]) == 2
     assert "error: " in (err := capsys.readouterr().err) and "is of another run" in err
 
 

@@ -194,7 +194,7 @@ def test_a_short_run_learns_prints_draws_and_is_not_run_twice(tmp_path, capsys, 
         seeds=2,
         workers=1,
         short=True,
-        results=tmp_path,
+        workdir=tmp_path,
     )
     online.run(config)
     text = capsys.readouterr().out
@@ -214,8 +214,8 @@ def test_a_short_run_learns_prints_draws_and_is_not_run_twice(tmp_path, capsys, 
     again = json.loads((tmp_path / "results.json").read_text())
     assert again["panels"] == content["panels"]
     other = ["--seed", "1", "--seeds", "2", "--rows", "bptt", "--problems", "copy", "--short"]
-    assert main(["online", "--results", str(tmp_path), *other]) == 2
-    assert "Remove that folder, or give other --results." in capsys.readouterr().err
+    assert main(["online", "--workdir", str(tmp_path), *other]) == 2
+    assert "Remove that folder, or give other --workdir." in capsys.readouterr().err
 
 
 def test_a_failed_claim_is_an_error(monkeypatch, capsys, tmp_path):
@@ -224,7 +224,7 @@ def test_a_failed_claim_is_an_error(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(online, "panels_of", lambda config: [panel])
     monkeypatch.setattr(online.figures, "curves", lambda panels, path: None)
     monkeypatch.setattr(claims, "of_panel", lambda panel: [wrong])
-    assert main(["online", "--problems", "xor", "--results", str(tmp_path)]) == 2
+    assert main(["online", "--problems", "xor", "--workdir", str(tmp_path)]) == 1
     out = capsys.readouterr()
     assert "FAILS  a rule is magic: it is not" in out.out
     assert "error: a claim failed" in out.err
@@ -243,5 +243,5 @@ def test_a_failed_claim_is_an_error(monkeypatch, capsys, tmp_path):
     ],
 )
 def test_a_wrong_number_is_an_error_of_one_line(capsys, tmp_path, argv, message):
-    assert main(["online", "--results", str(tmp_path), *argv]) == 2
+    assert main(["online", "--workdir", str(tmp_path), *argv]) == 2
     assert f"error: {message}" in capsys.readouterr().err

@@ -16,6 +16,7 @@ from experiments import perturbation
 from experiments.__main__ import main
 from experiments.claims import Claim
 from experiments.datasets import mackey_glass, scaled, weather
+from experiments.folder import Pieces
 from experiments.perturbation import claims, learner, moments, problems, report, series, variance
 from experiments.perturbation.rows import ROWS, Row
 from experiments.perturbation.windows import (
@@ -232,11 +233,11 @@ def tiny(updates=4):
     )
 
 
-def test_rates_fall_on_a_line_and_more_are_tried_beyond_an_edge(monkeypatch):
+def test_rates_fall_on_a_line_and_more_are_tried_beyond_an_edge(monkeypatch, tmp_path):
     row = ROWS["readout_only"]._replace(rates=(1e-4, 1e-3))
     monkeypatch.setitem(ROWS, "readout_only", row)
     budget = learner.Budget(seeds=2, checks=2, seed=0)
-    (found,) = learner.compete([tiny()], ["readout_only"], budget, 1)
+    (found,) = learner.compete([tiny()], ["readout_only"], budget, 1, Pieces(tmp_path))
     outcome = found["readout_only"]
     assert min(outcome.tried) == 1e-4 and 1e-3 < outcome.rate < max(outcome.tried)
     assert outcome.rate == min(outcome.tried, key=outcome.tried.get)
@@ -286,8 +287,12 @@ def test_a_variance_that_is_not_theorys_fails_its_claim():
     ]
 
 
+def interrupt(*args):
+    raise KeyboardInterrupt
+
+
 @pytest.mark.long
-def test_a_short_run_learns_prints_and_draws(tmp_path, capsys, monkeypatch):
+def test_a_short_run_goes_on_learns_prints_and_draws(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(series, "SIZES", (4, 8))
     config = perturbation.Config(
         parts=("credit", "weather", "units"),
@@ -295,12 +300,21 @@ def test_a_short_run_learns_prints_and_draws(tmp_path, capsys, monkeypatch):
         seeds=2,
         workers=1,
         short=True,
-        results=tmp_path,
+        workdir=tmp_path,
     )
-    perturbation.run(config)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(perturbation, "over_units", interrupt)
+        perturbation.run(config)
+    before = json.loads((tmp_path / "unfinished.json").read_text())
+    with monkeypatch.context() as patch:
+        learned, units = learner.learned, []
+        patch.setattr(learner, "learned", lambda *a: units.append(a[2].units) or learned(*a))
+        perturbation.run(config)
+    assert units == [4, 4, 8, 8]  # what was finished is not learned again
     text = capsys.readouterr().out
     assert "weather is left out: say --data-dir DIR" in text and "always the same" in text
     content = json.loads((tmp_path / "results.json").read_text())
+    assert content["panels"] == before["panels"]
     assert [panel["problem"] for panel in content["panels"]] == ["sign", "recall"]
     assert [panel["units"] for panel in content["units"]] == [4, 8]
     assert np.shape(content["panels"][0]["rows"]["anp_step"]["test"]) == (2, 3)
@@ -313,7 +327,7 @@ def test_a_short_run_measures_variances(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(variance, "UNITS", (4, 8))
     monkeypatch.setattr(variance, "STEPS", (20, 5))
     found = perturbation.run(
-        perturbation.Config(parts=("variance",), workers=1, short=True, results=tmp_path)
+        perturbation.Config(parts=("variance",), workers=1, short=True, workdir=tmp_path)
     )
     assert "slope" in capsys.readouterr().out and len(found) == 10
     points = json.loads((tmp_path / "results.json").read_text())["variance"]
@@ -337,12 +351,12 @@ def test_every_row_makes_a_rule_of_its_network(name):
 
 def test_a_failed_claim_is_an_error(monkeypatch, capsys, tmp_path):
     wrong = Claim("noise is a gradient", "it is not", False)
-    monkeypatch.setattr(perturbation, "panels_of", lambda config: [])
-    monkeypatch.setattr(perturbation, "over_units", lambda config, panels: [])
+    monkeypatch.setattr(perturbation, "panels_of", lambda config, pieces: [])
+    monkeypatch.setattr(perturbation, "over_units", lambda config, panels, pieces: [])
     monkeypatch.setattr(report, "units_table", lambda panels: "")
     monkeypatch.setattr(perturbation.figures, "units", lambda panels, path: None)
     monkeypatch.setattr(claims, "of_units", lambda panels: [wrong])
-    assert main(["perturbation", "--parts", "units", "--results", str(tmp_path)]) == 2
+    assert main(["perturbation", "--parts", "units", "--workdir", str(tmp_path)]) == 1
     out = capsys.readouterr()
     assert "FAILS  noise is a gradient: it is not" in out.out
     assert "error: a claim failed" in out.err
@@ -361,5 +375,5 @@ def test_a_failed_claim_is_an_error(monkeypatch, capsys, tmp_path):
     ],
 )
 def test_a_wrong_number_is_an_error_of_one_line(capsys, tmp_path, argv, message):
-    assert main(["perturbation", "--results", str(tmp_path), *argv]) == 2
+    assert main(["perturbation", "--workdir", str(tmp_path), *argv]) == 2
     assert f"error: {message}" in capsys.readouterr().err

@@ -215,7 +215,7 @@ def test_the_source_is_the_best_there_is(monkeypatch, tmp_path):
 def test_each_part_runs(part, options, pictures, tmp_path, capsys, monkeypatch):
     monkeypatch.delenv("LOCALGRAD_DATA", raising=False)
     command = ["ptncn", part, "--size", "short", "--seeds", "2", "--workers", "1"]
-    assert main([*command, *options, "--results", str(tmp_path)]) == 0
+    assert main([*command, *options, "--workdir", str(tmp_path)]) == 0
     text = capsys.readouterr().out
     (folder,) = tmp_path.iterdir()
     content = json.loads((folder / "results.json").read_text())
@@ -229,8 +229,8 @@ def test_a_failed_claim_is_an_error(monkeypatch, capsys, tmp_path):
     wrong = Claim("the sun goes round the earth", "it does not", False)
     found = ptncn.continual.Found("", {}, [wrong])
     monkeypatch.setattr(ptncn.continual, "run", lambda *_: found)
-    command = ["ptncn", "continual", "--results", str(tmp_path)]
-    assert main(command) == 2
+    command = ["ptncn", "continual", "--workdir", str(tmp_path)]
+    assert main(command) == 1
     assert "error: a claim failed" in capsys.readouterr().err
     assert main([*command, "--size", "short"]) == 0, "a glance claims nothing"
 
@@ -250,7 +250,7 @@ def test_a_failed_claim_is_an_error(monkeypatch, capsys, tmp_path):
     ],
 )
 def test_a_wrong_option_is_an_error_of_one_line(capsys, tmp_path, argv, message):
-    assert main(["ptncn", *argv, "--results", str(tmp_path)]) == 2
+    assert main(["ptncn", *argv, "--workdir", str(tmp_path)]) == 2
     assert f"error: {message}" in capsys.readouterr().err
 
 
