@@ -20,6 +20,7 @@ from localgrad.core.model.network import Network
 from localgrad.core.model.nnx_network import NNXNetwork, from_nnx
 from localgrad.core.passes.rates import FiringRate
 from localgrad.diagnostics import Alignment, compare, summary
+from localgrad.guard import guard
 from localgrad.losses import binary_cross_entropy, categorical_cross_entropy
 from localgrad.ridge import fit_ridge
 from localgrad.rules.backprop import bptt
@@ -79,6 +80,7 @@ __all__ = [
     "force",
     "forward_gradient",
     "from_nnx",
+    "guard",
     "kf_rtrl",
     "label_decorrelation",
     "learn",

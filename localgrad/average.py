@@ -78,10 +78,10 @@ def average(rule: LearningRule, *, samples: int) -> LearningRule:
             f"rule must be a localgrad rule; got {type(rule).__name__}. Put optimizers behind the "
             "average, as in optax.chain(average, optax.adam(1e-3))."
         )
-    if rule.name in ("average", "mix"):
+    if rule.name in ("average", "mix", "guard"):
         raise ValueError(
             f"average takes a rule itself; got {rule.name}. Average the rules of a mix one by one, "
-            "and give an average more samples."
+            "give an average more samples, and guard an average as a whole."
         )
     if not rule.draws:
         raise ValueError(

@@ -128,6 +128,8 @@ def _alike(given: Any) -> dict[str, LearningRule]:
     rules = dict(given)
     if len(rules) < 2:
         raise ValueError(f"mix needs two rules or more; got {list(rules)}. One rule goes alone.")
+        if rule.name == "guard":
+            raise ValueError(f"rules[{label!r}] is a guard; guard the mix as a whole.")
     (one, first), *others = rules.items()
     for label, rule in rules.items():
         if type(rule) is not LearningRule:

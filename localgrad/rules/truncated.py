@@ -34,8 +34,8 @@ class History(NamedTuple):
 
     carry: Any
     inputs: Any
-    linked: jax.Array
-    phase: jax.Array | None
+    linked: Any
+    phase: Any
 
 
 class TruncatedState(NamedTuple):
@@ -54,6 +54,7 @@ class TruncatedState(NamedTuple):
     history: History | None = None
 
     outlives = ()
+    streams = {"history": History(carry=0, inputs=1, linked=1, phase=0)}
 
 
 def tbptt(

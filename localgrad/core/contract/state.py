@@ -18,6 +18,10 @@ class RuleState(Protocol):
         initial_carry: the model's initial carry (streaming), or None.
         outlives: names of the fields that outlive a sequence, such as feedback weights and keys; a
             class attribute. All other fields are zero at a sequence's start.
+
+    Streams are the first axis of all fields but the loss and those that outlive a sequence. Where
+    they are another, the class attribute `streams` says which, by field: a number, or a tree of
+    them.
     """
 
     loss: Any

@@ -59,6 +59,7 @@ class NodeState(NamedTuple):
     clock: Any = None
 
     outlives = ("key", "clock")
+    streams = {"deviation": 2, "eligibility": 1, "returned": 1}
 
 
 class Options(NamedTuple):

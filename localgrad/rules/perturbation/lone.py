@@ -64,6 +64,7 @@ class LoneState(NamedTuple):
     clock: Any = None
 
     outlives = ("usual", "calls", "due", "key", "clock")
+    streams = {"eligibility": 1}
 
 
 def recipe_of(options: Options, told: dict[str, Any]) -> Recipe:

@@ -49,6 +49,7 @@ class ParticleState(NamedTuple):
     clock: Any = None
 
     outlives = ("key", "clock")
+    streams = {"deviation": 2, "noise": 1, "met": 1}
 
 
 class Options(NamedTuple):
