@@ -128,8 +128,6 @@ def _alike(given: Any) -> dict[str, LearningRule]:
     rules = dict(given)
     if len(rules) < 2:
         raise ValueError(f"mix needs two rules or more; got {list(rules)}. One rule goes alone.")
-        if rule.name == "guard":
-            raise ValueError(f"rules[{label!r}] is a guard; guard the mix as a whole.")
     (one, first), *others = rules.items()
     for label, rule in rules.items():
         if type(rule) is not LearningRule:
@@ -137,6 +135,8 @@ def _alike(given: Any) -> dict[str, LearningRule]:
                 f"rules[{label!r}] must be a localgrad rule; got {type(rule).__name__}. Put "
                 "optimizers behind the mix, as in optax.chain(mix, optax.adam(1e-3))."
             )
+        if rule.name == "guard":
+            raise ValueError(f"rules[{label!r}] is a guard; guard the mix as a whole.")
     for label, rule in others:
         for name in COMMON:
             a, b = (r.settings.get(name) for r in (first, rule))
