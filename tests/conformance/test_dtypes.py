@@ -161,3 +161,25 @@ def test_a_carry_of_two_dtypes(name, cell):
         # That count and the kernels are exact, so that the updates alone are rounded.
         assert found.dtype == dtype
         assert 0 < np.linalg.norm(exact) and gap <= jnp.finfo(dtype).eps * np.linalg.norm(exact)
+
+
+@settled_rule
+def test_bfloat16_parameters_keep_a_float32_influence_over_many_steps(name):
+    """Two calls of 50 steps: .3 % from float32's updates, of which rounding them takes .17."""
+    row, rng = RULES[name], np.random.default_rng(0)
+    make = nn.GRUCell if "gated" not in row.refuses else localgrad.RateCell
+    model = localgrad.Network((make(8),), readout=nn.Dense(OUT))
+    inputs, targets = (rng.normal(size=(B, 50, n)).astype(np.float32) for n in (IN, OUT))
+    carry = model.initialize_carry(jax.random.key(0), (B, IN))
+    params = jax.jit(model.init)(jax.random.key(0), carry, inputs[:, 0])["params"]
+    inputs = jnp.asarray(inputs, jnp.bfloat16)
+    coarse = jax.tree.map(lambda a: a.astype(jnp.bfloat16), params)
+    found = []
+    for dtype in (jnp.bfloat16, jnp.float32):
+        params = jax.tree.map(lambda a, dtype=dtype: a.astype(dtype), coarse)
+        batch = localgrad.Batch(inputs.astype(dtype), jnp.asarray(targets))
+        rule = row.make(model, optax.l2_loss, batch_size=B, example=batch.inputs[0, 0])
+        _, state = rule(params, fed_back(rule.init(params)), batch)
+        updates, _ = rule(params, state, batch)
+        found.append(np.concatenate([np.ravel(a).astype(float) for a in jax.tree.leaves(updates)]))
+    assert np.linalg.norm(found[0] - found[1]) < 0.003 * np.linalg.norm(found[1])

@@ -1,0 +1,77 @@
+"""Ten million steps of a stream, learnt from one by one inside one program: slow, run by itself.
+
+A small GRU learns to tell what it was shown three steps ago. In the end everything is finite, the
+process holds no more memory than after the first tenth, and predictions are as good as those of a
+twin in float64 that saw the same stream, from which the parameters have not gone far.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import localgrad
+from conftest import resident
+
+STEPS, CALL, CALLS = 10_000_000, 1000, 1000  # CALLS of CALL steps in a program
+N, LAG = 4, 3
+RULES = {"snap": localgrad.snap, "rtrl": localgrad.rtrl}
+
+
+def learner(name, dtype):
+    """Untrained parameters with their state, and what learns from CALLS calls."""
+    model = localgrad.Network(
+        (nn.GRUCell(N, param_dtype=dtype),), readout=nn.Dense(1, param_dtype=dtype)
+    )
+    rule = RULES[name](model, optax.l2_loss, batch_size=1)
+    tx = optax.chain(rule, optax.clip_by_global_norm(1.0), optax.adam(1e-3))
+    x = jnp.zeros((1, 1), dtype)
+    start = nn.GRUCell(N).initialize_carry(jax.random.key(0), x.shape)
+    params = localgrad.Network((nn.GRUCell(N),), readout=nn.Dense(1)).init(
+        jax.random.key(1), (start,), jnp.zeros((1, 1), jnp.float32)
+    )["params"]
+    params = jax.tree.map(lambda a: a.astype(dtype), params)
+
+    def call(so_far, key):
+        params, state, before = so_far
+        shown = (jax.random.bits(key, (1, CALL, 1)) % 2 * 2.0 - 1).astype(dtype)  # alike in both
+        asked = jnp.concatenate([before, shown], axis=1)
+        batch = localgrad.Batch(shown, asked[:, :CALL])
+        params, state, losses = localgrad.learn(tx, params, state, batch, chunk=1)
+        return (params, state, asked[:, CALL:]), losses.mean()
+
+    @jax.jit
+    def calls(so_far, keys):
+        return jax.lax.scan(call, so_far, keys)
+
+    return (params, tx.init(params), jnp.zeros((1, LAG, 1), dtype)), calls
+
+
+def soaked(name, dtype):
+    """The end of the stream: what was learnt, the state, losses of calls, and bytes held."""
+    so_far, calls = learner(name, dtype)
+    losses, held = [], []
+    for number in range(STEPS // (CALL * CALLS)):
+        keys = jax.random.split(jax.random.fold_in(jax.random.key(2), number), CALLS)
+        so_far, found = calls(so_far, keys)
+        losses.append(np.asarray(found))
+        held.append(resident())
+    return so_far[0], so_far[1], np.concatenate(losses), held
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RULES)
+def test_ten_million_steps(name):
+    params, state, losses, held = soaked(name, jnp.float32)
+    with jax.enable_x64(True):
+        exact, _, twin, _ = soaked(name, jnp.float64)
+    real = [a for a in jax.tree.leaves((params, state)) if jnp.issubdtype(a.dtype, jnp.floating)]
+    assert all(np.isfinite(a).all() for a in real) and np.isfinite(losses).all()
+    assert held[-1] - held[0] < 20 * 2**20
+    last, reference = losses[-1000:].mean(), twin[-1000:].mean()
+    flat = [np.concatenate([np.ravel(a) for a in jax.tree.leaves(p)]) for p in (params, exact)]
+    away = np.linalg.norm(flat[0] - flat[1]) / np.linalg.norm(flat[1])
+    print(f"{name}: loss {last:.3g}, float64 {reference:.3g}, away {away:.3g}, {held}")
+    assert abs(last - reference) < 0.05 * reference + 1e-4
