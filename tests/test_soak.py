@@ -36,7 +36,7 @@ def learner(name, dtype):
 
     def call(so_far, key):
         params, state, before = so_far
-        shown = (jax.random.bits(key, (1, CALL, 1)) % 2 * 2.0 - 1).astype(dtype)  # alike in both
+        shown = (jax.random.bits(key, (1, CALL, 1), jnp.uint32) % 2 * 2.0 - 1).astype(dtype)
         asked = jnp.concatenate([before, shown], axis=1)
         batch = localgrad.Batch(shown, asked[:, :CALL])
         params, state, losses = localgrad.learn(tx, params, state, batch, chunk=1)
