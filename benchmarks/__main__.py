@@ -17,6 +17,7 @@ SECTION_NAMES = (
     "peers",
     "memory",
     "latency",
+    "compile",
     "depth",
     "scaling",
     "aligned",
@@ -31,8 +32,8 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
         prog="python -m benchmarks",
         description="What localgrad's rules cost beside jitted Flax BPTT, in one process and, on a "
-        "CPU, on one core: time, windows, peers, peak memory, latency of a step, depth, growth "
-        "with N, P-TNCN, noisy samples, variance.",
+        "CPU, on one core: time, windows, peers, peak memory, latency of a step, compiling, depth, "
+        "growth with N, P-TNCN, noisy samples, variance.",
     )
     size = made.add_mutually_exclusive_group()
     size.add_argument("--quick", action="store_true", help="times N=128, T=1000 only")
@@ -101,7 +102,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     kept = not options.fresh_pages and keep_pages()
     import jax
 
-    from benchmarks import aligned, harness, measures, peers, report, samples, scaling, variance
+    from benchmarks import (
+        aligned,
+        compilation,
+        harness,
+        measures,
+        peers,
+        report,
+        samples,
+        scaling,
+        variance,
+    )
 
     on_cpu = jax.default_backend() == "cpu"
     if not on_cpu:
@@ -124,6 +135,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "peers": peers.peers,
         "memory": measures.memory,
         "latency": measures.latency,
+        "compile": compilation.compilation,
         "depth": measures.depth,
         "scaling": scaling.scaling,
         "aligned": aligned.aligned,

@@ -5,7 +5,17 @@ import json
 import jax.numpy as jnp
 import pytest
 
-from benchmarks import aligned, harness, measures, peers, report, samples, scaling, variance
+from benchmarks import (
+    aligned,
+    compilation,
+    harness,
+    measures,
+    peers,
+    report,
+    samples,
+    scaling,
+    variance,
+)
 from benchmarks.__main__ import CELL_NAMES, SECTION_NAMES, parser
 
 pytestmark = pytest.mark.long
@@ -53,6 +63,7 @@ BENCHMARKS = {
     "peers": peers.peers,
     "memory": measures.memory,
     "latency": measures.latency,
+    "compile": compilation.compilation,
     "depth": measures.depth,
     "scaling": scaling.scaling,
     "aligned": aligned.aligned,
@@ -61,10 +72,11 @@ BENCHMARKS = {
 }
 
 
-LONG = pytest.param("samples", marks=pytest.mark.slow)  # it compiles for eight devices
+LONG = ("samples", "compile")  # for eight devices; again and again
+NAMES = [pytest.param(n, marks=pytest.mark.slow) if n in LONG else n for n in BENCHMARKS]
 
 
-@pytest.mark.parametrize("name", [LONG if name == "samples" else name for name in BENCHMARKS])
+@pytest.mark.parametrize("name", NAMES)
 def test_benchmark_gives_tables_and_bars(name, tmp_path):
     items = list(BENCHMARKS[name](PLAN))
     tables = [item for item in items if isinstance(item, report.Table)]
