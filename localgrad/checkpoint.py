@@ -30,6 +30,8 @@ from localgrad.core.record import (
 RECORD = "localgrad"
 """The name of a step's record in Orbax's own metadata of that step."""
 
+ITEM = ocp.checkpoint_manager.DEFAULT_ITEM_NAME
+
 
 class _Damaged(Exception):
     """Why a step cannot be used."""
@@ -65,7 +67,7 @@ def open(
     """
     directory = Path(directory).absolute()
     try:
-        return _manager(directory, options)
+        return ocp.CheckpointManager(directory, options=options)
     except Exception:
         steps = _folders(directory)
         found = {step: _unopened(folder, options) for step, folder in steps.items()}
@@ -73,7 +75,7 @@ def open(
         if not damaged or len(damaged) == len(steps):
             raise
     _set_aside(directory, damaged)
-    manager = _manager(directory, options)
+    manager = ocp.CheckpointManager(directory, options=options)
     warnings.warn(f"{_told(directory, damaged)} Other steps are there.", stacklevel=2)
     return manager
 
@@ -141,7 +143,8 @@ def restore(
         manager: as for `save`.
         target: a tree such as was saved: freshly made (its values do not matter), or its
             `jax.ShapeDtypeStruct`s with the shardings wanted.
-        step: this one and no other, such as `manager.best_step()`; nothing is then renamed.
+        step: this one and no other, such as `manager.best_step()`; nothing is then renamed, so that
+            who only looks at another's run gives one.
 
     Returns:
         The step and the tree; None if there is no step.
@@ -192,14 +195,13 @@ def restore(
     )
 
 
-def _manager(directory: Path, options: Any) -> ocp.CheckpointManager:
-    """Orbax's manager of steps of one tree each, which else it reads off the newest step."""
-    handler = ocp.StandardCheckpointHandler()
-    return ocp.CheckpointManager(directory, item_handlers=handler, options=options)
-
-
 def _read(manager: Any, step: int, target: Any) -> Any:
     """A step as the target wants it; raises `_Damaged` unless it is what was saved."""
+    folder = _folders(Path(manager.directory)).get(step)
+    if (
+        folder is not None and not (folder / ITEM).is_dir()
+    ):  # Orbax would ask it what all steps hold
+        raise _Damaged(f"it has no folder {ITEM}")
     try:
         said = manager.metadata(step).custom_metadata
     except Exception as error:
@@ -234,17 +236,20 @@ def _unopened(folder: Path, options: Any) -> Exception | None:
     with tempfile.TemporaryDirectory() as alone:
         (Path(alone) / folder.name).symlink_to(folder)
         try:
-            _manager(Path(alone), options).close()
+            ocp.CheckpointManager(alone, options=options).close()
         except Exception as error:
             return error
     return None
 
 
 def _set_aside(directory: Path, steps: Any) -> None:
-    """Renames steps to what Orbax takes for none; nothing is deleted."""
+    """Renames steps to what Orbax takes for none; nothing is deleted.
+
+    Steps whose folders bear names of the user's own (`step_name_format`) stay where they are.
+    """
     folders = _folders(directory)
     if jax.process_index() == 0:
-        for folder in (folders[step] for step in steps):
+        for folder in (folders[step] for step in steps if step in folders):
             names = itertools.chain([".damaged"], (f".damaged_{k}" for k in itertools.count(2)))
             free = (folder.with_name(folder.name + name) for name in names)
             folder.rename(next(path for path in free if not path.exists()))

@@ -10,6 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+MOST = 60
+"""Leaves that a message lists."""
+
 
 def record_of(tree: Any) -> dict[str, str]:
     """Of each leaf dtype, shape and digest, such as `float32[3,4] 00c0ffee`, by its path."""
@@ -31,7 +34,7 @@ def require_same(directory: Any, step: int, record: dict[str, str], target: Any)
         if saved.get(path) != wanted.get(path)
     ]
     if gaps:
-        shown = gaps[:20] + [f"  and {len(gaps) - 20} more"] * (len(gaps) > 20)
+        shown = gaps[:MOST] + [f"  and {len(gaps) - MOST} more"] * (len(gaps) > MOST)
         listed = "\n".join(shown)
         raise ValueError(
             f"step {step} in {directory} holds the tree of another model, rule or optimizer than "
