@@ -67,7 +67,7 @@ def open(
     """
     directory = Path(directory).absolute()
     try:
-        return ocp.CheckpointManager(directory, options=options)
+        return _manager(directory, options)
     except Exception:
         steps = _folders(directory)
         found = {step: _unopened(folder, options) for step, folder in steps.items()}
@@ -75,7 +75,7 @@ def open(
         if not damaged or len(damaged) == len(steps):
             raise
     _set_aside(directory, damaged)
-    manager = ocp.CheckpointManager(directory, options=options)
+    manager = _manager(directory, options)
     warnings.warn(f"{_told(directory, damaged)} Other steps are there.", stacklevel=2)
     return manager
 
@@ -195,6 +195,13 @@ def restore(
     )
 
 
+def _manager(directory: Path, options: Any) -> ocp.CheckpointManager:
+    """Orbax's manager, told what steps hold, without which it warns as it reads their metadata."""
+    handlers = {ITEM: ocp.StandardCheckpointHandler()}
+    registry = ocp.handlers.create_default_handler_registry(**handlers)
+    return ocp.CheckpointManager(directory, options=options, handler_registry=registry)
+
+
 def _read(manager: Any, step: int, target: Any) -> Any:
     """A step as the target wants it; raises `_Damaged` unless it is what was saved."""
     folder = _folders(Path(manager.directory)).get(step)
@@ -236,7 +243,7 @@ def _unopened(folder: Path, options: Any) -> Exception | None:
     with tempfile.TemporaryDirectory() as alone:
         (Path(alone) / folder.name).symlink_to(folder)
         try:
-            ocp.CheckpointManager(alone, options=options).close()
+            _manager(Path(alone), options).close()
         except Exception as error:
             return error
     return None
