@@ -1,4 +1,4 @@
-"""`evaluate`, `learn`, `reset`, `summary`, and saving in mid-stream."""
+"""`evaluate`, `learn`, `reset` and `summary`."""
 
 import functools
 
@@ -7,7 +7,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
-import orbax.checkpoint as ocp
 import pytest
 
 import localgrad
@@ -166,23 +165,6 @@ def test_every_rule_predicts_before_it_learns(name):
         _, expected, _ = localgrad.evaluate(model, optax.l2_loss, params, now, carry)
         params, state, _, outputs = learn(params, state, now)
         chex.assert_trees_all_close(outputs, expected, atol=1e-6)
-
-
-@pytest.mark.parametrize("name", by_machinery(RULES))
-def test_saved_and_restored_in_mid_stream_nothing_changes(name, tmp_path):
-    rule, params, batch = started(name)
-    tx = optax.chain(rule, optax.adam(1e-2))
-
-    def step(params, state, start):
-        updates, state = tx.update(None, state, params, batch=piece(batch, start, start + 5))
-        return optax.apply_updates(params, updates), state
-
-    saved = step(params, tx.init(params), 0)
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(tmp_path / "state", saved)
-        checkpointer.wait_until_finished()
-        restored = checkpointer.restore(tmp_path / "state", jax.eval_shape(lambda: saved))
-    chex.assert_trees_all_equal(step(*restored, 5), step(*saved, 5))
 
 
 def test_summary_declares_what_gets_nothing():
