@@ -7,6 +7,7 @@ parameters and on the same batch. Letters: S seeds, C checkpoints, B batch, T ti
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ import numpy as np
 import optax
 
 import localgrad
+from experiments.devices import make_mesh, spread
 from experiments.tasks import Task, accuracy
 
 
@@ -149,8 +151,12 @@ class Trainer(NamedTuple):
 
 
 def make_shared(problem: Problem, budget: Budget) -> Shared:
-    """Draws and builds what all rules of a problem share."""
+    """Draws and builds what all rules of a problem share.
+
+    Each batch is divided among as many devices as there are and as divide its size.
+    """
     model, loss, task = problem
+    mesh = make_mesh(data=math.gcd(budget.batch_size, jax.device_count()))
     exact = localgrad.bptt(model, loss)
     param_keys, rule_keys, data_keys = jax.random.split(
         jax.random.key(budget.seed), (3, budget.seeds)
@@ -174,9 +180,9 @@ def make_shared(problem: Problem, budget: Budget) -> Shared:
 
     draws = jax.jit(jax.vmap(draw, in_axes=(0, None)))
     return Shared(
-        params=one_by_one(init, param_keys),
-        rule_keys=rule_keys,
-        draw=lambda checkpoint: draws(data_keys, checkpoint),
+        params=spread(mesh, one_by_one(init, param_keys)),
+        rule_keys=spread(mesh, rule_keys),
+        draw=lambda checkpoint: spread(mesh, draws(data_keys, checkpoint), data=2),
         test=jax.jit(jax.vmap(test)),
         align=jax.jit(jax.vmap(align)),
     )
@@ -249,8 +255,9 @@ def make_trainer(
         return run, probe, losses
 
     run = jax.jit(jax.vmap(start))(shared.params, shared.rule_keys)
-    batches = jax.eval_shape(shared.draw, 0)
-    return Trainer(run, jax.jit(jax.vmap(advance)).lower(run, batches).compile())
+    stays = (jax.tree.map(lambda a: a.sharding, run), None, None)
+    compiled = jax.jit(jax.vmap(advance), out_shardings=stays).lower(run, shared.draw(0)).compile()
+    return Trainer(run, compiled)
 
 
 def train(trainer: Trainer, shared: Shared, budget: Budget, tick: Callable[[], object]) -> History:

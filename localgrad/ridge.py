@@ -24,7 +24,7 @@ from localgrad.core.passes.regression import (
     shape_of,
 )
 from localgrad.core.passes.run import run
-from localgrad.core.steps import even_window, merge_steps
+from localgrad.core.steps import even_window, merge_axes
 from localgrad.core.windows import Window, over_windows
 
 
@@ -159,7 +159,7 @@ def _absorb(
         if window.weight is not None:
             root = jnp.sqrt(window.weight.astype(xs.dtype))[..., None]
             rows = jnp.where(root == 0, 0, root * rows)
-        stacked = jnp.concatenate([factor, merge_steps(rows)])
+        stacked = jnp.concatenate([factor, merge_axes(rows)])
         return (ran.carries, jnp.linalg.qr(stacked, mode="r")[: len(factor)]), None
 
     window = even_window(steps, max(128, len(factor) // examples))

@@ -19,7 +19,7 @@ from localgrad.core.model.stack import assemble
 from localgrad.core.params import Leaves, leaves_of
 from localgrad.core.passes.forward import Settle
 from localgrad.core.passes.run import run
-from localgrad.core.steps import merge_steps, select
+from localgrad.core.steps import merge_axes, select
 from localgrad.rules.fit import require_matching_loss
 
 Metric = Callable[[Any, Any], Any]
@@ -172,7 +172,7 @@ def learn(
     (params, opt_state), (losses, measured) = jax.lax.scan(
         lambda so_far, k: step(so_far, k * chunk, chunk), (params, opt_state), jnp.arange(full)
     )
-    measured = merge_steps(measured)
+    measured = merge_axes(measured)
     if rest:
         (params, opt_state), (last, more) = step((params, opt_state), full * chunk, rest)
         losses = jnp.append(losses, last)

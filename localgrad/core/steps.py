@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -19,14 +20,19 @@ def select(reset: jax.Array, fresh: Any, old: Any) -> Any:
     return jax.tree.map(pick, fresh, old)
 
 
-def merge_steps(tree: Any) -> Any:
-    """[W, B, ...] -> [W * B, ...], leaf by leaf."""
-    return jax.tree.map(lambda a: a.reshape((-1, *a.shape[2:])), tree)
+def merge_axes(tree: Any) -> Any:
+    """[M, N, ...] -> [M * N, ...], leaf by leaf."""
+    return jax.tree.map(lambda a: a.reshape(a.shape[0] * a.shape[1], *a.shape[2:]), tree)
 
 
-def split_steps(tree: Any, steps: int) -> Any:
-    """[W * B, ...] -> [W, B, ...], leaf by leaf."""
-    return jax.tree.map(lambda a: a.reshape((steps, -1, *a.shape[1:])), tree)
+def as_rows(tree: Any) -> Any:
+    """[W, B, ...] -> [B * W, ...], leaf by leaf: rows of one device, if their example is."""
+    return jax.tree.map(lambda a: a.swapaxes(0, 1).reshape((-1, *a.shape[2:])), tree)
+
+
+def from_rows(tree: Any, steps: int) -> Any:
+    """[B * W, ...] -> [W, B, ...], leaf by leaf."""
+    return jax.tree.map(lambda a: a.reshape((-1, steps, *a.shape[1:])).swapaxes(0, 1), tree)
 
 
 def length(tree: Any) -> int:
@@ -63,7 +69,8 @@ def over_examples(learn: Callable[[Any], tuple[Any, Any]], xs: Any) -> tuple[Any
     """Applies `learn` to each example, sums what it gives first and stacks what it gives second.
 
     On a CPU one example at a time, so that what lies between an example's old memory and its new
-    stays in cache; elsewhere all at once.
+    stays in cache; if there are several devices, as many at a time, each from a part of the batch
+    that may lie on a device of its own. Elsewhere all at once.
 
     Args:
         learn: `x -> (to sum, to keep)` for one example.
@@ -87,7 +94,14 @@ def over_examples(learn: Callable[[Any], tuple[Any, Any]], xs: Any) -> tuple[Any
         found, kept = jax.vmap(learn)(xs)
         return jax.tree.map(lambda a: a.sum(0), found), kept
 
-    return jax.lax.platform_dependent(xs, cpu=one_by_one, default=together)
+    def side_by_side(xs: Any) -> tuple[Any, Any]:
+        parts = jax.tree.map(lambda a: a.reshape(devices, len(a) // devices, *a.shape[1:]), xs)
+        found, kept = jax.vmap(one_by_one)(parts)
+        return jax.tree.map(lambda a: a.sum(0), found), merge_axes(kept)
+
+    devices = math.gcd(length(xs), jax.device_count())
+    on_cpu = one_by_one if devices == 1 else side_by_side
+    return jax.lax.platform_dependent(xs, cpu=on_cpu, default=together)
 
 
 def over_samples(
@@ -106,7 +120,7 @@ def over_samples(
     count = length(xs)
     if at_once is None or at_once >= count:
         return learn(xs)
-    some = split_steps(xs, count // at_once)
+    some = jax.tree.map(lambda a: a.reshape((-1, at_once, *a.shape[1:])), xs)
     first = jax.eval_shape(learn, jax.tree.map(lambda a: a[0], some))[0]
     zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), first)
 
@@ -115,7 +129,7 @@ def over_samples(
         return jax.tree.map(jnp.add, total, found), kept
 
     total, kept = jax.lax.scan(step, zeros, some)
-    return total, merge_steps(kept)
+    return total, merge_axes(kept)
 
 
 def examples_first(tree: Any, axis: int) -> Any:

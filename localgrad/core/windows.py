@@ -13,7 +13,7 @@ from localgrad.core.contract.rule import Batch
 from localgrad.core.model.stack import Stack
 from localgrad.core.params import Leaves
 from localgrad.core.passes.run import Pass, run
-from localgrad.core.steps import even_window, merge_steps
+from localgrad.core.steps import even_window, merge_axes
 
 
 class Window(NamedTuple):
@@ -127,7 +127,7 @@ def over_windows(
             return body(acc, cut(k * size, size), False, False)
 
         acc, kept = jax.lax.scan(step, acc, jnp.arange(full))
-        kept = merge_steps(kept)
+        kept = merge_axes(kept)
     if rest:
         acc, last = body(acc, cut(full * size, rest), False, alone)
         kept = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), kept, last)

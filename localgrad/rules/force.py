@@ -23,7 +23,7 @@ from localgrad.core.passes.regression import (
     shape_of,
 )
 from localgrad.core.passes.run import run
-from localgrad.core.steps import even_window, merge_steps
+from localgrad.core.steps import even_window, merge_axes
 from localgrad.core.windows import Frame, Window
 
 
@@ -203,7 +203,7 @@ def _process(options: Options, frame: Frame, state: ForceState, window: Window) 
     root = _faded(options.ridge, state.root, kept)
     made = jnp.matmul(xs, state.learnt, precision="highest")
     owed = counts[..., None] * (errors.astype(dtype) - made)
-    root, change = absorbed(root, merge_steps(counts[..., None] * xs), merge_steps(owed))
+    root, change = absorbed(root, merge_axes(counts[..., None] * xs), merge_axes(owed))
     state = state._replace(carry=stack.pack(ran.carries), root=root, learnt=state.learnt + change)
     return state, as_readout(frame.params, change), Shown(values, ran.outputs)
 

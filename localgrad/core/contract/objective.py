@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from localgrad.core.ownership.reach import calls_out, dependencies
-from localgrad.core.steps import merge_steps, split_steps
+from localgrad.core.steps import as_rows, from_rows
 
 
 class Shown(NamedTuple):
@@ -48,8 +48,8 @@ class Objective(NamedTuple):
             The values; nothing is differentiated.
         """
         steps, batch = jax.tree.leaves(outputs)[0].shape[:2]
-        flat = self._each(merge_steps(outputs), merge_steps(targets), steps * batch)
-        return _weighted(flat, _counts(weight, flat)).reshape(steps, batch)
+        flat = self._each(as_rows(outputs), as_rows(targets), steps * batch)
+        return from_rows(_weighted(flat, _counts(weight, flat)), steps)
 
     def credit(self, outputs: Any, targets: Any, weight: jax.Array | None) -> tuple[jax.Array, Any]:
         """The weighted losses, and the scaled credit of a window's outputs.
@@ -63,15 +63,15 @@ class Objective(NamedTuple):
             The values [W, B] as of `values`, and dL/d(outputs), leaves [W, B, ...].
         """
         steps, batch = jax.tree.leaves(outputs)[0].shape[:2]
-        flat_targets = merge_steps(targets)
+        flat_targets = as_rows(targets)
         flat, pull = jax.vjp(
-            lambda flat: self._each(flat, flat_targets, steps * batch), merge_steps(outputs)
+            lambda flat: self._each(flat, flat_targets, steps * batch), as_rows(outputs)
         )
         counts = _counts(weight, flat)
         (q,) = pull((counts * self.scale).astype(flat.dtype))
         if weight is not None:
             q = jax.tree.map(lambda a: _kept(counts, a), q)
-        return _weighted(flat, counts).reshape(steps, batch), split_steps(q, steps)
+        return from_rows((_weighted(flat, counts), q), steps)
 
     def _each(self, outputs: Any, targets: Any, rows: int) -> jax.Array:
         """The loss of each row, [rows]."""
@@ -81,7 +81,7 @@ class Objective(NamedTuple):
 def _counts(weight: jax.Array | None, values: jax.Array) -> jax.Array:
     """How much each row counts, [rows], at least float32."""
     dtype = jnp.promote_types(values.dtype, jnp.float32)
-    return jnp.ones(values.shape, dtype) if weight is None else weight.reshape(-1).astype(dtype)
+    return jnp.ones(values.shape, dtype) if weight is None else as_rows(weight).astype(dtype)
 
 
 def _weighted(values: jax.Array, counts: jax.Array) -> jax.Array:

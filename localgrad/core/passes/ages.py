@@ -9,6 +9,7 @@ horizon, k stride, M blocks, G = M and those that the first reaches back to, N u
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -18,7 +19,7 @@ from localgrad.core.model.stack import Stack
 from localgrad.core.params import Leaves, under
 from localgrad.core.passes.backward import assign, input_credit
 from localgrad.core.passes.forward import WHOLE, Tape, replay
-from localgrad.core.steps import forget, length, merge_steps, one_row, row, split_steps
+from localgrad.core.steps import forget, length, merge_axes, one_row, row
 
 
 class Summed(NamedTuple):
@@ -63,7 +64,7 @@ class Grid(NamedTuple):
     def lift(self, a: jax.Array, steps: int) -> jax.Array:
         """[G, k, ...] -> [H, ...]."""
         wide = jnp.zeros((self.front + steps + self.behind, *a.shape[2:]), a.dtype)
-        wide = jax.lax.dynamic_update_slice_in_dim(wide, merge_steps(a), self.start, 0)
+        wide = jax.lax.dynamic_update_slice_in_dim(wide, merge_axes(a), self.start, 0)
         return wide[self.front : self.front + steps]
 
     def at(self, tree: Any, place: jax.Array) -> Any:
@@ -144,7 +145,7 @@ def sweep_ages(
                 q_ys[level] = grid.add(q_ys[level], place, credit)
             below = _passed_down(stack, level, own, tape, credit, q[level]) if level else None
             pull = slopes[level].at(grid, place)
-            back = split_steps(pull(merge_steps((q[level], credit)))[0], grid.blocks)
+            back = pull((q[level], credit))[0]
             q[level] = back if tape.reset is None else forget(back, tape.reset)
             credit = below
         return (q, left, q_ys), None
@@ -162,9 +163,10 @@ class Slope(NamedTuple):
     """The backward pass of a cell's step, linearised once at all steps of a grid.
 
     Attributes:
-        residuals: what it needs; where the axis is not None, [G, k, B, ...], that axis moved there.
-        axes: of each residual, the axis over rows, or None for what all rows share.
-        treedef: of the backward pass over M B rows.
+        residuals: what it needs; where the axis is not None, [G, k, ...], that axis split and moved
+            there.
+        axes: of each residual, the axis over blocks, or None for what all blocks share.
+        treedef: of the backward pass over M blocks.
     """
 
     residuals: list[jax.Array]
@@ -172,10 +174,10 @@ class Slope(NamedTuple):
     treedef: Any
 
     def at(self, grid: Grid, place: jax.Array) -> Any:
-        """The backward pass of M B rows, `credit of (new carry, y) -> (credit of the carry,)`."""
+        """The backward pass of M blocks, `credit of (new carry, y) -> (credit of the carry,)`."""
 
         def pick(a: jax.Array, axis: int | None) -> jax.Array:
-            return a if axis is None else jnp.moveaxis(merge_steps(grid.at(a, place)), 0, axis)
+            return a if axis is None else jnp.moveaxis(grid.at(a, place), 0, axis)
 
         found = [pick(*pair) for pair in zip(self.residuals, self.axes, strict=True)]
         return jax.tree.unflatten(self.treedef, found)
@@ -183,18 +185,18 @@ class Slope(NamedTuple):
 
 def _slope(stack: Stack, level: int, own: Leaves, laid: Tape, grid: Grid) -> Slope:
     def pull(tape: Tape) -> Any:
-        carry, x, drives = merge_steps((tape.carries, tape.xs, tape.drives))
-        return jax.vjp(lambda c: replay(stack.cells[level], own, WHOLE, c, x, drives), carry)[1]
+        each = jax.vmap(functools.partial(replay, stack.cells[level], own, WHOLE))
+        return jax.vjp(lambda c: each(c, tape.xs, tape.drives), tape.carries)[1]
 
     size = (grid.blocks + grid.above, grid.stride)
-    whole = jax.tree.leaves(pull(jax.tree.map(merge_steps, laid)))
+    whole = jax.tree.leaves(pull(jax.tree.map(merge_axes, laid)))
     some, treedef = jax.tree.flatten(jax.eval_shape(lambda: pull(grid.at(laid, jnp.asarray(0)))))
     axes = [_differing(a.shape, b.shape) for a, b in zip(whole, some, strict=True)]
     rows = [
         a if axis is None else jnp.moveaxis(a, axis, 0) for a, axis in zip(whole, axes, strict=True)
     ]
     residuals = [
-        a if axis is None else a.reshape(*size, -1, *a.shape[1:])
+        a if axis is None else a.reshape(*size, *a.shape[1:])
         for a, axis in zip(rows, axes, strict=True)
     ]
     return Slope(residuals, axes, treedef)

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from localgrad.core.model.synapses import INPUT, Anatomy
 from localgrad.core.params import Leaves, Path
 from localgrad.core.passes.forward import WHOLE, Method, Tape, drive_inputs, replay
-from localgrad.core.steps import forget, length, merge_steps, padded, response, split_steps
+from localgrad.core.steps import forget, length, padded, response
 
 
 class Credit(NamedTuple):
@@ -131,15 +131,15 @@ def unit_dynamics(
     The first S of [W, K, B, N]; the second by [i][j], leaf i of the new and leaf j of the old,
     [W, B, N].
     """
-    carry, x, drives = merge_steps((tape.carries, tape.xs, tape.drives))
-    leaves, treedef = jax.tree.flatten(carry)
+    leaves, treedef = jax.tree.flatten(tape.carries)
 
     def step(params: Leaves, method: Method, *alive: jax.Array) -> tuple[list, Any]:
         full = list(leaves)
         for k, leaf in zip(live, alive, strict=True):
             full[k] = leaf
         whole = jax.tree.unflatten(treedef, full)
-        new, y = replay(cell, params, method, whole, x, drives)
+        each = jax.vmap(functools.partial(replay, cell, params, method))
+        new, y = each(whole, tape.xs, tape.drives)
         return [jax.tree.leaves(new)[k] for k in live], y
 
     alive = [leaves[k] for k in live]
@@ -148,17 +148,15 @@ def unit_dynamics(
     shown = pull
     if method.by is not None:
         _, shown = jax.vjp(functools.partial(step, method.by, WHOLE), *alive)
-    entering = jax.vmap(lambda q: shown((none, q)))(_rows_first(q_ys))
+    entering = jax.vmap(lambda q: shown((none, q)), 1, 1)(q_ys)
     jacobian = [
         pull(([jnp.ones_like(leaf) if j == i else leaf for j, leaf in enumerate(none)], still))
         for i in range(len(live))
     ]
     if tape.reset is not None:
-        flat = tape.reset.reshape(-1)
-        jacobian = forget(jacobian, flat)
-        entering = jax.vmap(lambda q: forget(q, flat))(entering)
-    steps = length(tape.ys)
-    return _steps_first(entering, steps), split_steps(jacobian, steps)
+        jacobian = forget(jacobian, tape.reset)
+        entering = jax.vmap(lambda q: forget(q, tape.reset), 1, 1)(entering)
+    return entering, jacobian
 
 
 def _ones_in_row(place: int, like: jax.Array, probes: int) -> jax.Array:
@@ -168,33 +166,15 @@ def _ones_in_row(place: int, like: jax.Array, probes: int) -> jax.Array:
     return ends.at[place].set(1) if place < rows else ends
 
 
-def _rows_first(tree: Any) -> Any:
-    """[W, K, B, ...] -> [K, W B, ...], leaf by leaf."""
-
-    def move(a: jax.Array) -> jax.Array:
-        return jnp.moveaxis(a, 1, 0).reshape(a.shape[1], -1, *a.shape[3:])
-
-    return jax.tree.map(move, tree)
-
-
-def _steps_first(tree: Any, steps: int) -> Any:
-    """[K, W B, ...] -> [W, K, B, ...], leaf by leaf."""
-
-    def move(a: jax.Array) -> jax.Array:
-        return jnp.moveaxis(a.reshape(len(a), steps, -1, *a.shape[2:]), 0, 1)
-
-    return jax.tree.map(move, tree)
-
-
 class _Within(NamedTuple):
     """All steps of a window, side by side and each for itself.
 
     Attributes:
         step: `(drives, x's direct way, unowned parameters) -> (new carry, y)`, or y alone where the
             new carry has no credit.
-        drives: leaves [W B, D].
-        x_path: leaves [W B, ...], or None if x earns no credit there.
-        credit: of what `step` gives, leaves [K, W B, ...].
+        drives: leaves [W, B, D].
+        x_path: leaves [W, B, ...], or None if x earns no credit there.
+        credit: of what `step` gives, leaves [W, K, B, ...].
     """
 
     step: Callable[[Any, Any, Leaves], Any]
@@ -205,17 +185,16 @@ class _Within(NamedTuple):
 
 def _within(cell: Anatomy, params: Leaves, tape: Tape, q_ys: Any, left: Any) -> _Within:
     count = length(jax.tree.leaves(q_ys)[0][0] if left is None else jax.tree.leaves(left)[0][0])
-    q_ys = jax.tree.map(lambda q: padded(q, count), _rows_first(q_ys))
-    credit = q_ys if left is None else (_rows_first(left), q_ys)
-    carry, x, drives = merge_steps((tape.carries, tape.xs, tape.drives))
+    q_ys = jax.tree.map(jax.vmap(lambda q: padded(q, count)), q_ys)
+    credit = q_ys if left is None else (left, q_ys)
     wants_x = _wants_x(cell, tape.xs)
 
     def step(drives: list, x_path: Any, unowned: Leaves) -> Any:
-        seen = x_path if wants_x else x
-        new, y = replay(cell, params | unowned, WHOLE, carry, seen, drives)
+        each = jax.vmap(functools.partial(replay, cell, params | unowned, WHOLE))
+        new, y = each(tape.carries, x_path if wants_x else tape.xs, drives)
         return y if left is None else (new, y)
 
-    return _Within(step, drives, x if wants_x else None, credit)
+    return _Within(step, tape.drives, tape.xs if wants_x else None, credit)
 
 
 def assign(cell: Anatomy, params: Leaves, tape: Tape, q_ys: Any, left: Any = None) -> Credit:
@@ -231,9 +210,9 @@ def assign(cell: Anatomy, params: Leaves, tape: Tape, q_ys: Any, left: Any = Non
     Returns:
         The credit of drives and of x.
     """
-    at, steps = _within(cell, params, tape, q_ys, left), length(tape.ys)
+    at = _within(cell, params, tape, q_ys, left)
     _, pull = jax.vjp(lambda d, p: at.step(d, p, {}), at.drives, at.x_path)
-    return Credit(*_steps_first(jax.vmap(pull)(at.credit), steps))
+    return Credit(*jax.vmap(pull, 1, 1)(at.credit))
 
 
 def unowned_whole(cell: Anatomy, params: Leaves, tape: Tape, q_ys: Any, left: Any = None) -> Leaves:
@@ -246,7 +225,7 @@ def unowned_whole(cell: Anatomy, params: Leaves, tape: Tape, q_ys: Any, left: An
     at = _within(cell, params, tape, q_ys, left)
     unowned = {path: params[path] for path in cell.unowned}
     _, pull = jax.vjp(lambda u: at.step(at.drives, at.x_path, u), unowned)
-    return jax.tree.map(lambda q: q.sum(0), jax.vmap(pull)(at.credit)[0])
+    return jax.tree.map(lambda q: q.sum(0), jax.vmap(pull, 1)(at.credit)[0])
 
 
 def unowned_by_example(cell: Anatomy, params: Leaves, tape: Tape, q_ys: Any, left: Any) -> Leaves:
@@ -258,7 +237,7 @@ def unowned_by_example(cell: Anatomy, params: Leaves, tape: Tape, q_ys: Any, lef
     def one(tape: Tape, q_ys: Any, left: Any) -> Leaves:
         at = _within(cell, params, tape, q_ys, left)
         _, pull = jax.vjp(lambda u: at.step(at.drives, at.x_path, u), unowned)
-        return jax.vmap(pull)(at.credit)[0]
+        return jax.vmap(pull, 1)(at.credit)[0]
 
     # Each example as a batch of one.
     apart = jax.tree.map(lambda a: jnp.expand_dims(a, 2), tape)
@@ -281,13 +260,15 @@ def unowned_by_unit(cell: Anatomy, params: Leaves, tape: Tape, left: Any) -> Lea
     Returns:
         By path, for the parameters that reach the new carry.
     """
-    carry, x, drives = merge_steps((tape.carries, tape.xs, tape.drives))
     credit = jax.tree.map(lambda q: jnp.moveaxis(q, 1, 0), left)
-    units = jax.tree.leaves(carry)[0].shape[-1]
+    units = jax.tree.leaves(tape.carries)[0].shape[-1]
 
     def per_unit(path: Path, tangent: jax.Array) -> jax.Array:
-        step = lambda v: replay(cell, params | {path: v}, WHOLE, carry, x, drives)[0]  # noqa: E731
-        felt = split_steps(response(step, params[path], tangent), length(tape.ys))
+        def step(value: jax.Array) -> Any:
+            each = jax.vmap(functools.partial(replay, cell, params | {path: value}, WHOLE))
+            return each(tape.carries, tape.xs, tape.drives)[0]
+
+        felt = response(step, params[path], tangent)
         every = jax.tree.leaves(jax.tree.map(lambda q, r: (q * r[None]).sum(1), credit, felt))
         return functools.reduce(jnp.add, every)
 
@@ -324,10 +305,8 @@ def input_credit(
     given = {i: credit.posts[i] for i, s in enumerate(cell.sites) if s.role == INPUT}
     if not given:
         return credit.direct
-    steps = length(tape.ys)
-    pull = jax.vjp(lambda x: drive_inputs(cell, params, x), merge_steps(tape.xs))[1]
-    one_row = lambda posts: split_steps(pull(merge_steps(posts))[0], steps)  # noqa: E731
-    q_x = jax.vmap(one_row, 1, 1)(given)
+    pull = jax.vjp(jax.vmap(lambda x: drive_inputs(cell, params, x)), tape.xs)[1]
+    q_x = jax.vmap(lambda posts: pull(posts)[0], 1, 1)(given)
     return q_x if credit.direct is None else jax.tree.map(jnp.add, q_x, credit.direct)
 
 

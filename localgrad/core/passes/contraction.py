@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 
 from localgrad.core.model.synapses import Anatomy, Site, record
 from localgrad.core.params import Leaves, accumulator, placed, under
 from localgrad.core.passes.forward import Tape
-from localgrad.core.steps import length, merge_steps, split_steps
 
 
 def pres(cell: Anatomy, params: Leaves, tape: Tape) -> list[jax.Array]:
     """What each synapse received, [W, B, ...], recomputed for the whole window at once."""
-    carry, x, drives = merge_steps((tape.carries, tape.xs, tape.drives))
-    _, _, received = record(cell.module, params, carry, x, drives)
-    return split_steps(received, length(tape.xs))
+
+    def step(carry: Any, x: Any, drives: list) -> list:
+        return record(cell.module, params, carry, x, drives)[2]
+
+    return jax.vmap(step)(tape.carries, tape.xs, tape.drives)
 
 
 def contract(sites: Sequence[Site], params: Leaves, received: list, posts: list) -> Leaves:
@@ -31,7 +33,7 @@ def contract(sites: Sequence[Site], params: Leaves, received: list, posts: list)
     Returns:
         A gradient for every leaf that a synapse owns, at least float32.
     """
-    return outer(sites, params, merge_steps(received), merge_steps(posts))
+    return _learned(sites, params, received, posts, over_steps=True)
 
 
 def outer(sites: Sequence[Site], params: Leaves, received: list, posts: list) -> Leaves:
@@ -46,10 +48,17 @@ def outer(sites: Sequence[Site], params: Leaves, received: list, posts: list) ->
     Returns:
         A gradient for every leaf that a synapse owns, at least float32.
     """
+    return _learned(sites, params, received, posts, over_steps=False)
+
+
+def _learned(
+    sites: Sequence[Site], params: Leaves, received: list, posts: list, over_steps: bool
+) -> Leaves:
     grads: Leaves = {}
     for site, pre, post in zip(sites, received, posts, strict=True):
         own = {p: v.astype(accumulator(v)) for p, v in under(params, site.layer.path).items()}
-        drive, pull = jax.vjp(lambda v, pre=pre, site=site: site.layer.apply(v, pre), own)
+        apply = jax.vmap(site.layer.apply, (None, 0)) if over_steps else site.layer.apply
+        drive, pull = jax.vjp(lambda v, pre=pre, apply=apply: apply(v, pre), own)
         (found,) = pull(post.astype(drive.dtype))
         for path, grad in placed(found, site.layer.path).items():
             grads[path] = grads[path] + grad if path in grads else grad

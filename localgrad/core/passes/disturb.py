@@ -81,13 +81,14 @@ class Scored(NamedTuple):
         steps, copies, signs, batch = jax.tree.leaves(outputs)[0].shape[:4]
 
         def rows(a: jax.Array) -> jax.Array:
-            wide = jnp.broadcast_to(a[:, None, None], (steps, copies, signs, *a.shape[1:]))
-            return wide.reshape(steps, -1, *a.shape[2:])
+            return jnp.repeat(a, copies * signs, axis=1)
 
-        flat = jax.tree.map(lambda a: a.reshape(steps, -1, *a.shape[4:]), outputs)
+        def flat(a: jax.Array) -> jax.Array:
+            return jnp.moveaxis(a, 3, 1).reshape(steps, -1, *a.shape[4:])
+
         targets, weight = jax.tree.map(rows, (self.targets, self.weight))
-        values = self.objective.values(flat, targets, weight)
-        return values.reshape(steps, copies, signs, batch)
+        values = self.objective.values(jax.tree.map(flat, outputs), targets, weight)
+        return jnp.moveaxis(values.reshape(steps, batch, copies, signs), 1, 3)
 
 
 class Window(NamedTuple):

@@ -24,7 +24,7 @@ from localgrad.core.model.synapses import (
     respond_to,
 )
 from localgrad.core.params import Leaves, under
-from localgrad.core.steps import length, merge_steps, select, split_steps
+from localgrad.core.steps import length, select
 
 EXACT, CUT, DIAGONAL, ONCE, SETS = "exact", "cut", "diagonal", "once", "sets"
 
@@ -109,8 +109,8 @@ def forward(
     Returns:
         The carry that leaves the window, and the tape, whose drives hold the nudges.
     """
-    steps, nudges = length(xs), dict(nudges or {})
-    given = split_steps(drive_inputs(cell, params, merge_steps(xs)), steps)
+    nudges = dict(nudges or {})
+    given = jax.vmap(lambda x: drive_inputs(cell, params, x))(xs)
     given = {i: _nudged(drive, nudges.pop(i, None)) for i, drive in given.items()}
     initial = jax.tree.map(lambda a, b: a.astype(b.dtype), initial, carry)
 

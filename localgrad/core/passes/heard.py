@@ -18,7 +18,6 @@ from localgrad.core.params import Leaves, Path, under
 from localgrad.core.passes.contraction import pres
 from localgrad.core.passes.forward import Tape
 from localgrad.core.passes.run import through_cells
-from localgrad.core.steps import length, merge_steps, split_steps
 
 Nudges = Sequence[Mapping[int, jax.Array]]
 """For each part of a model, what to add to its drives, by number of the synapse call, [W, B, D]."""
@@ -129,25 +128,28 @@ def _memoryless(
     nudges: Mapping[int, jax.Array],
 ) -> tuple[Part, Any]:
     """A module without memory on all steps at once; each call is a node of its own."""
-    own, steps = under(params, (label,)), length(xs)
+    own = under(params, (label,))
     sites: list[Site] = []
-    received: list[jax.Array] = []
-    drives: list[jax.Array] = []
 
-    def tap(layer: Layer, pre: Any) -> jax.Array:
-        drive = layer.apply(under(own, layer.path), pre)
-        nudge = nudges.get(len(sites))
-        if nudge is not None:
-            drive = drive + merge_steps(nudge).astype(drive.dtype)
-        spec = jax.ShapeDtypeStruct(drive.shape, drive.dtype)
-        sites.append(Site(layer, OUTPUT, spec, True, frozenset()))
-        received.append(pre)
-        drives.append(drive)
-        return drive
+    def step(x: Any, nudges: dict[int, jax.Array]) -> tuple[Any, list, list]:
+        received: list[jax.Array] = []
+        drives: list[jax.Array] = []
 
-    outputs = split_steps(module.tapped(own, tap, merge_steps(xs)), steps)
+        def tap(layer: Layer, pre: Any) -> jax.Array:
+            drive = layer.apply(under(own, layer.path), pre)
+            nudge = nudges.get(len(sites))
+            if nudge is not None:
+                drive = drive + nudge.astype(drive.dtype)
+            spec = jax.ShapeDtypeStruct(drive.shape, drive.dtype)
+            sites.append(Site(layer, OUTPUT, spec, True, frozenset()))
+            received.append(pre)
+            drives.append(drive)
+            return drive
+
+        return module.tapped(own, tap, x), received, drives
+
+    outputs, *heard = jax.vmap(step)(xs, dict(nudges))
     nodes = _asked(stack, (label,), sites, [(i,) for i in range(len(sites))])
-    heard = [split_steps(a, steps) for a in (received, drives)]
     return Part(label, (label,), tuple(sites), nodes, (True,) * len(nodes), *heard), outputs
 
 

@@ -30,13 +30,10 @@ from localgrad.core.steps import (
     example_row_step,
     examples_first,
     forget,
-    length,
-    merge_steps,
     one_row,
     over_examples,
     padded,
     row,
-    split_steps,
 )
 
 
@@ -140,16 +137,15 @@ def _synapse(
     place: tuple[int, int],
     reach: Reach,
 ) -> _Synapse:
-    (start, units), layer, steps = place, cell.sites[number].layer, length(tape.ys)
-    carry, x, drives = merge_steps((tape.carries, tape.xs, tape.drives))
+    (start, units), layer = place, cell.sites[number].layer
 
     def received(carry: Any) -> jax.Array:
-        pre = record(cell.module, params, carry, x, drives)[2][number]
-        return pre[..., start : start + units]
+        each = jax.vmap(lambda *step: record(cell.module, params, *step)[2][number])
+        return each(carry, tape.xs, tape.drives)
 
-    pre, pull = jax.vjp(received, carry)
-    (heard,) = pull(jnp.ones_like(pre))  # one unit moves one entry
-    heard = split_steps(jax.tree.leaves(heard), steps)
+    pre, pull = jax.vjp(received, tape.carries)
+    moved = jnp.zeros_like(pre).at[..., start : start + units].set(1)
+    heard = jax.tree.leaves(pull(moved)[0])  # one unit moves one entry
     if tape.reset is not None:
         heard = forget(heard, tape.reset)
 
@@ -157,7 +153,7 @@ def _synapse(
     moves = assign(cell, params, tape, blank, _leaf_by_leaf(tape.carries)).posts[number]
     credit = assign(cell, params, tape, q_ys).posts[number][:, 0]
     own = under(params, layer.path)
-    kernel = in_use(layer, own, record(cell.module, params, carry, x, drives)[2][number])
+    kernel = in_use(layer, own, pre[0])
     kernel = jnp.where(reach.kept[(*layer.path, "kernel")], kernel, 0)
     square = kernel[start : start + units].reshape(units, -1, units)
     fill = {"mode": "fill", "fill_value": 0}

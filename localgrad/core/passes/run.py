@@ -18,7 +18,6 @@ from localgrad.core.params import Leaves, Path, placed, under
 from localgrad.core.passes.backward import assign, input_credit, unowned_whole
 from localgrad.core.passes.contraction import contract, pres
 from localgrad.core.passes.forward import Settle, Tape, forward
-from localgrad.core.steps import length, merge_steps, split_steps
 
 
 class Pass(NamedTuple):
@@ -66,11 +65,9 @@ def run(
             f"carries can be settled after each step in a model of one cell only; this one has "
             f"{len(stack.cells)}, which run one after the other over a whole window."
         )
-    zs, encode = _memoryless(stack.encoder, under(params, ("encoder",)), xs, length(xs))
+    zs, encode = _memoryless(stack.encoder, under(params, ("encoder",)), xs)
     last, tapes = through_cells(stack, params, carries, zs, reset, settle=settle)
-    outputs, read = _memoryless(
-        stack.readout, under(params, ("readout",)), tapes[-1].ys, length(xs)
-    )
+    outputs, read = _memoryless(stack.readout, under(params, ("readout",)), tapes[-1].ys)
     return Pass(
         last,
         tapes,
@@ -197,23 +194,22 @@ def learned(at: Level, q_y: Any, left: Any) -> tuple[Leaves, Any]:
     return grads, input_credit(cell, own, tape, credit) if at.below else None
 
 
-def _memoryless(module: Module | None, params: Leaves, xs: Any, steps: int) -> tuple[Any, Any]:
+def _memoryless(module: Module | None, params: Leaves, xs: Any) -> tuple[Any, Any]:
     """A module without memory on all steps at once, and its VJP for parameters and input.
 
     Nothing is differentiated until the VJP is called.
     """
     if module is None:
         return xs, lambda q: ({}, q)
-    flat = merge_steps(xs)
-    floating = all(jnp.issubdtype(a.dtype, jnp.inexact) for a in jax.tree.leaves(flat))
+    apply = jax.vmap(module.apply, (None, 0))
+    floating = all(jnp.issubdtype(a.dtype, jnp.inexact) for a in jax.tree.leaves(xs))
 
     def back(q: Any) -> tuple[Leaves, Any]:
         if not floating:
-            return *jax.vjp(lambda p: module.apply(p, flat), params)[1](merge_steps(q)), None
-        found, q_x = jax.vjp(module.apply, params, flat)[1](merge_steps(q))
-        return found, split_steps(q_x, steps)
+            return *jax.vjp(lambda p: apply(p, xs), params)[1](q), None
+        return jax.vjp(apply, params, xs)[1](q)
 
-    return split_steps(module.apply(params, flat), steps), back
+    return apply(params, xs), back
 
 
 def encoded_each(encoder: Module, params: Leaves, x: Any, q: Any) -> Leaves:

@@ -14,7 +14,7 @@ from localgrad.core.model.stack import Stack
 from localgrad.core.model.synapses import INPUT, Anatomy
 from localgrad.core.params import Leaves, under
 from localgrad.core.passes.forward import WHOLE, Method, Tape, drive_inputs, replay
-from localgrad.core.steps import forget, length, merge_steps, response, split_steps
+from localgrad.core.steps import forget, length, response
 
 
 def push(
@@ -66,13 +66,8 @@ def push(
 
 def _fed(cell: Anatomy, params: Leaves, tape: Tape, d_drives: list, d_xs: Any) -> list:
     """The tangents of drives, with those that x brings about through input synapses."""
-    steps, xs = length(tape.ys), merge_steps(tape.xs)
-
-    def feed(d_x: Any) -> dict[int, jax.Array]:
-        felt = response(lambda x: drive_inputs(cell, params, x), xs, merge_steps(d_x))
-        return split_steps(felt, steps)
-
-    felt = jax.vmap(feed, 1, 1)(d_xs)
+    each = jax.vmap(lambda x: drive_inputs(cell, params, x))
+    felt = jax.vmap(lambda d_x: response(each, tape.xs, d_x), 1, 1)(d_xs)
     return [
         d + felt[i] if site.role == INPUT else d
         for i, (site, d) in enumerate(zip(cell.sites, d_drives, strict=True))

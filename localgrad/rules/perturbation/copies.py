@@ -22,7 +22,7 @@ from localgrad.core.passes.correlation import carried, correlated, paid_for, rec
 from localgrad.core.passes.disturb import Noise
 from localgrad.core.passes.heard import Heard, hear
 from localgrad.core.passes.reward import earlier, later
-from localgrad.core.steps import length, merge_steps, over_samples
+from localgrad.core.steps import length, over_samples
 from localgrad.core.windows import Frame, Window, even_windows
 from localgrad.rules.perturbation.norms import normalised
 from localgrad.rules.perturbation.reached import (
@@ -182,8 +182,8 @@ def _exact(frame: Frame, window: Window, clean: Heard) -> Leaves:
     """The readout's gradient."""
     readout: Any = frame.stack.readout
     _, q = frame.objective.credit(clean.outputs, window.targets, window.weight)
-    own, ys = under(frame.params, ("readout",)), merge_steps(clean.ys)
-    (found,) = jax.vjp(lambda p: readout.apply(p, ys), own)[1](merge_steps(q))
+    own = under(frame.params, ("readout",))
+    (found,) = jax.vjp(lambda p: jax.vmap(lambda y: readout.apply(p, y))(clean.ys), own)[1](q)
     return placed(found, ("readout",))
 
 
