@@ -33,10 +33,10 @@ def compilation(plan: Plan) -> Iterator[Table | Bar]:
             asked = [n for n in makes if n == FLAX or (n, layers) in LIMITS]
             took = {name: min(_seconds(makes[name], task) for _ in range(ROUNDS)) for name in asked}
             for name, row in rows.items():
-                row += [f"{took[name]:.2f}", Ratio(took[name] / took[FLAX])] * (name in took) or [
-                    "-",
-                    "-",
-                ]
+                there = name in took
+                row += (
+                    [f"{took[name]:.2f}", Ratio(took[name] / took[FLAX])] if there else ["-", "-"]
+                )
             bars += [
                 Bar(f"{n}, {cell}, {layers} layers: first call / {FLAX}", took[n] / took[FLAX], bar)
                 for (n, count), bar in LIMITS.items()
