@@ -150,6 +150,16 @@ def by_reservoir():
     return model, params, batch, rule
 
 
+def by_decorrelation():
+    cell = localgrad.DecorrelatedCell(nn.SimpleCell(4))
+    model = localgrad.Network((cell,), readout=nn.Dense(2))
+    x = jax.random.normal(jax.random.key(0), (B, 2 * STEPS, 3))
+    carry = model.initialize_carry(jax.random.key(0), (B, 3))
+    params = model.init(jax.random.key(1), carry, x[:, 0])["params"]
+    rule = localgrad.decorrelation(model, optax.l2_loss, batch_size=B)
+    return model, params, localgrad.Batch(x, x[..., :2]), rule
+
+
 def by_members(make):
     """Rules that hold others, on a network of the table."""
     built = build("two_rates")
@@ -163,6 +173,7 @@ def shared(model, **options):
 APART = {
     "lra": lambda: frames(localgrad.PTNCN((5, 3), 4), localgrad.binary_cross_entropy),
     "force": by_reservoir,
+    "decorrelation": by_decorrelation,
     "average": lambda: by_members(
         lambda m: localgrad.average(localgrad.uoro(**shared(m, key=jax.random.key(0))), samples=2)
     ),
@@ -175,7 +186,7 @@ APART = {
             lambda params: {name: "noise" if name == "cells_0" else "rest" for name in params},
         )
     ),
-    "dni": lambda: by_members(lambda m: localgrad.dni(**shared(m, key=jax.random.key(0)))),
+    "dni": lambda: by_members(lambda m: localgrad.dni(**shared(m))),
     "activity_perturbation": lambda: by_members(
         lambda m: localgrad.activity_perturbation(**shared(m, key=jax.random.key(0)))
     ),
