@@ -26,12 +26,20 @@ def merge_axes(tree: Any) -> Any:
 
 
 def as_rows(tree: Any) -> Any:
-    """[W, B, ...] -> [B * W, ...], leaf by leaf: rows of one device, if their example is."""
+    """[W, B, ...] -> [W B, ...], leaf by leaf, in the order that `from_rows` undoes.
+
+    Where there are several devices, examples come first, so that the rows of an example stay on its
+    device; on one, steps do, for which nothing moves.
+    """
+    if jax.device_count() == 1:
+        return merge_axes(tree)
     return jax.tree.map(lambda a: a.swapaxes(0, 1).reshape((-1, *a.shape[2:])), tree)
 
 
 def from_rows(tree: Any, steps: int) -> Any:
-    """[B * W, ...] -> [W, B, ...], leaf by leaf."""
+    """[W B, ...] -> [W, B, ...], leaf by leaf."""
+    if jax.device_count() == 1:
+        return jax.tree.map(lambda a: a.reshape((steps, -1, *a.shape[1:])), tree)
     return jax.tree.map(lambda a: a.reshape((-1, steps, *a.shape[1:])).swapaxes(0, 1), tree)
 
 

@@ -10,6 +10,7 @@ import jax
 from localgrad.core.model.synapses import Anatomy, Site, record
 from localgrad.core.params import Leaves, accumulator, placed, under
 from localgrad.core.passes.forward import Tape
+from localgrad.core.steps import as_rows
 
 
 def pres(cell: Anatomy, params: Leaves, tape: Tape) -> list[jax.Array]:
@@ -33,7 +34,7 @@ def contract(sites: Sequence[Site], params: Leaves, received: list, posts: list)
     Returns:
         A gradient for every leaf that a synapse owns, at least float32.
     """
-    return _learned(sites, params, received, posts, over_steps=True)
+    return outer(sites, params, as_rows(received), as_rows(posts))
 
 
 def outer(sites: Sequence[Site], params: Leaves, received: list, posts: list) -> Leaves:
@@ -48,17 +49,10 @@ def outer(sites: Sequence[Site], params: Leaves, received: list, posts: list) ->
     Returns:
         A gradient for every leaf that a synapse owns, at least float32.
     """
-    return _learned(sites, params, received, posts, over_steps=False)
-
-
-def _learned(
-    sites: Sequence[Site], params: Leaves, received: list, posts: list, over_steps: bool
-) -> Leaves:
     grads: Leaves = {}
     for site, pre, post in zip(sites, received, posts, strict=True):
         own = {p: v.astype(accumulator(v)) for p, v in under(params, site.layer.path).items()}
-        apply = jax.vmap(site.layer.apply, (None, 0)) if over_steps else site.layer.apply
-        drive, pull = jax.vjp(lambda v, pre=pre, apply=apply: apply(v, pre), own)
+        drive, pull = jax.vjp(lambda v, pre=pre, site=site: site.layer.apply(v, pre), own)
         (found,) = pull(post.astype(drive.dtype))
         for path, grad in placed(found, site.layer.path).items():
             grads[path] = grads[path] + grad if path in grads else grad
