@@ -5,7 +5,18 @@ import json
 import jax.numpy as jnp
 import pytest
 
-from benchmarks import aligned, harness, measures, peers, report, samples, scaling, variance
+from benchmarks import (
+    aligned,
+    grid,
+    harness,
+    measures,
+    peers,
+    report,
+    samples,
+    scaling,
+    sharding,
+    variance,
+)
 from benchmarks.__main__ import CELL_NAMES, SECTION_NAMES, parser
 
 pytestmark = pytest.mark.long
@@ -39,6 +50,15 @@ PLAN = harness.Plan(
     sampled_steps=3,
     sampled_lengths=(4, 8),
     sampled_window=2,
+    spread_rules=("eprop",),
+    spread_devices=(1, 2),
+    spread_units=4,
+    spread_steps=3,
+    grid_rules=("eprop", "rtrl"),
+    grid_units=(4,),
+    grid_batch=2,
+    grid_steps=3,
+    grid_room=2**14,
     varied_units=4,
     varied_steps=6,
     varied_windows=(1, 3),
@@ -57,23 +77,30 @@ BENCHMARKS = {
     "scaling": scaling.scaling,
     "aligned": aligned.aligned,
     "samples": samples.samples,
+    "devices": sharding.sharding,
     "variance": variance.variance,
+    "grid": grid.grid,
 }
 
 
-LONG = pytest.param("samples", marks=pytest.mark.slow)  # it compiles for eight devices
+LONG = ("samples", "devices")  # they compile for several devices
 
 
-@pytest.mark.parametrize("name", [LONG if name == "samples" else name for name in BENCHMARKS])
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.slow) if n in LONG else n for n in BENCHMARKS],
+)
 def test_benchmark_gives_tables_and_bars(name, tmp_path):
     items = list(BENCHMARKS[name](PLAN))
     tables = [item for item in items if isinstance(item, report.Table)]
     bars = [item for item in items if isinstance(item, report.Bar)]
     assert tables and len(tables) + len(bars) == len(items)
-    assert bars or name in ("windows", "depth")
+    assert bars or name in ("windows", "depth", "grid")
     for table in [*tables, report.table_of_bars(bars)]:
         lines = str(table).splitlines()
         assert len({len(line) for line in lines[3:]}) == 1, "the columns are aligned"
+        page = table.markdown.splitlines()
+        assert len({line.count("|") for line in page if line.startswith("|")}) == 1
     report.write_json(tmp_path / "found.json", "cpu", {name: items})
     found = json.loads((tmp_path / "found.json").read_text())["sections"][name]
     assert [item.get("title") for item in found if "title" in item] == [t.title for t in tables]
