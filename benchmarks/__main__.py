@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-CELL_NAMES = ("rate", "GRU", "ALIF", "LRU", "RTU")
+CELL_NAMES = ("rate", "GRU", "LSTM", "ALIF", "LRU", "RTU")
 SECTION_NAMES = (
     "speed",
     "windows",
@@ -22,8 +22,11 @@ SECTION_NAMES = (
     "scaling",
     "aligned",
     "samples",
+    "devices",
     "variance",
+    "grid",
 )
+USUAL = tuple(name for name in SECTION_NAMES if name != "grid")
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
@@ -33,12 +36,15 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m benchmarks",
         description="What localgrad's rules cost beside jitted Flax BPTT, in one process and, on a "
         "CPU, on one core: time, windows, peers, peak memory, latency of a step, compiling, depth, "
-        "growth with N, P-TNCN, noisy samples, variance.",
+        "growth with N, P-TNCN, noisy samples, devices, variance. For a GPU: --sections grid "
+        "--cells rate GRU LSTM, every rule at N = 128, 512 and 2048.",
     )
     size = made.add_mutually_exclusive_group()
-    size.add_argument("--quick", action="store_true", help="times N=128, T=1000 only")
+    size.add_argument(
+        "--quick", action="store_true", help="times N=128, T=1000 only; of the grid a tiny one"
+    )
     size.add_argument("--full", action="store_true", help="times every N and T")
-    made.add_argument("--sections", nargs="+", choices=SECTION_NAMES, default=SECTION_NAMES)
+    made.add_argument("--sections", nargs="+", choices=SECTION_NAMES, default=USUAL)
     made.add_argument("--cells", nargs="+", choices=CELL_NAMES, default=("rate", "GRU"))
     made.add_argument(
         "--seconds", type=float, default=3.0, help="how long to repeat each comparison (default: 3)"
@@ -53,6 +59,10 @@ def parser() -> argparse.ArgumentParser:
         "--fresh-pages",
         action="store_true",
         help="leave the allocator as it is: large arrays get new pages from the kernel every call",
+    )
+    made.add_argument("--figures", type=Path, metavar="FOLDER", help="write figures to this folder")
+    made.add_argument(
+        "--markdown", type=Path, metavar="PATH", help="write the tables to this file, as they come"
     )
     made.add_argument("--json", type=Path, metavar="PATH", help="write everything to this file")
     return made
@@ -98,6 +108,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         made.error(f"--seconds must be positive; got {options.seconds}")
     if options.json is not None and not options.json.parent.is_dir():
         made.error(f"--json: there is no folder {options.json.parent}")
+    if options.figures is not None and not options.figures.is_dir():
+        made.error(f"--figures: there is no folder {options.figures}")
     cores = pin()
     kept = not options.fresh_pages and keep_pages()
     import jax
@@ -105,12 +117,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     from benchmarks import (
         aligned,
         compilation,
+        grid,
         harness,
         measures,
         peers,
         report,
         samples,
         scaling,
+        sharding,
         variance,
     )
 
@@ -128,7 +142,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         steps=(100, 1000) if options.full else (1000,),
         seconds=options.seconds,
         clock=CLOCKS[options.clock],
+        figures=options.figures,
     )
+    if options.quick:
+        plan = plan._replace(
+            grid_rules=("bptt", "eprop"), grid_units=(16,), grid_batch=4, grid_steps=16
+        )
     benchmarks = {
         "speed": measures.speed,
         "windows": measures.windows,
@@ -140,14 +159,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         "scaling": scaling.scaling,
         "aligned": aligned.aligned,
         "samples": samples.samples,
+        "devices": sharding.sharding,
         "variance": variance.variance,
+        "grid": grid.grid,
     }
     found = {name: [] for name in options.sections}
+    if options.markdown is not None:
+        options.markdown.write_text(f"{device}, {options.clock} clock.\n")
     for name in options.sections:
         for item in benchmarks[name](plan):
             found[name].append(item)
             if isinstance(item, report.Table):
                 print(item, flush=True)
+                if options.markdown is not None:
+                    with options.markdown.open("a") as page:
+                        page.write(f"\n{item.markdown}")
     everything = [item for section in found.values() for item in section]
     print(report.table_of_bars([item for item in everything if isinstance(item, report.Bar)]))
     if options.json is not None:

@@ -8,6 +8,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -23,6 +24,7 @@ FLAX = "flax BPTT"
 CELLS: dict[str, Callable[[int], Any]] = {
     "rate": lambda units: localgrad.RateCell(units, alpha=0.2),
     "GRU": nn.GRUCell,
+    "LSTM": nn.LSTMCell,
     "ALIF": localgrad.ALIFCell,
     "LRU": localgrad.LRUCell,
     "RTU": localgrad.RTUCell,
@@ -30,6 +32,7 @@ CELLS: dict[str, Callable[[int], Any]] = {
 TRAITS = {
     "rate": (),
     "GRU": ("gated",),
+    "LSTM": ("gated",),
     "ALIF": ("gated",),
     "LRU": ("gated", "tuned"),
     "RTU": ("gated", "tuned", "paired"),
@@ -103,12 +106,22 @@ class Plan(NamedTuple):
         sampled_steps: their T.
         sampled_lengths: the T whose temporary memory is compared.
         sampled_window: the W of that, of which each T takes several.
+        spread_rules: names in the catalogue of the rules whose work is divided among devices.
+        spread_devices: how many there are.
+        spread_units: their N.
+        spread_steps: their T, one window.
+        grid_rules: names in the catalogue of the rules that are set beside Flax.
+        grid_units: the N of that.
+        grid_batch: its B.
+        grid_steps: its T.
+        grid_room: bytes of a state above which a rule is left out of it.
         varied_units: the N of the cell whose gradient's variance is measured.
         varied_steps: its T.
         varied_windows: the W.
         varied_copies: the K that are averaged.
         varied_ranks: the R of `ok`.
         varied_draws: how many draws the variance is of.
+        figures: the folder for figures, or None for none.
         seconds: how long to repeat each comparison.
         clock: the clock to read.
     """
@@ -143,12 +156,22 @@ class Plan(NamedTuple):
     sampled_steps: int = 100
     sampled_lengths: Sequence[int] = (100, 200, 400, 800, 1600)
     sampled_window: int = 50
+    spread_rules: Sequence[str] = tuple(catalogue.RULES)
+    spread_devices: Sequence[int] = (1, 2, 4, 8)
+    spread_units: int = 64
+    spread_steps: int = 64
+    grid_rules: Sequence[str] = tuple(catalogue.RULES)
+    grid_units: Sequence[int] = (128, 512, 2048)
+    grid_batch: int = 32
+    grid_steps: int = 256
+    grid_room: int = 8 * 2**30
     varied_units: int = 16
     varied_steps: int = 100
     varied_windows: Sequence[int] = (1, 10, 50)
     varied_copies: Sequence[int] = (1, 8)
     varied_ranks: Sequence[int] = (1, 2, 4, 8)
     varied_draws: int = 400
+    figures: Path | None = None
     seconds: float = 3.0
     clock: Callable[[], float] = time.perf_counter
 

@@ -58,6 +58,13 @@ class Table(NamedTuple):
             ["", self.title, self.note, aligned[0], "-" * len(aligned[0])] + aligned[1:]
         )
 
+    @property
+    def markdown(self) -> str:
+        """The same for a page."""
+        lines = [self.header, ["---"] + ["--:"] * (len(self.header) - 1), *self.rows]
+        table = "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+        return f"### {self.title}\n\n{table}\n\n{self.note}\n"
+
 
 def write_json(path: Path, device: str, sections: Mapping[str, Sequence[Table | Bar]]) -> None:
     """Writes every table and bar: times in milliseconds, memory in bytes."""

@@ -6,12 +6,7 @@ Letters: B batch, T steps, N units, K samples.
 from __future__ import annotations
 
 import itertools
-import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -29,6 +24,7 @@ from benchmarks.harness import (
     update_of,
 )
 from benchmarks.report import Bar, Bytes, Ratio, Table
+from benchmarks.virtual import on_virtual_devices
 
 FORWARD = "flax forward"
 NODE = "node_perturbation"
@@ -191,7 +187,6 @@ def _divided(plan: Plan) -> dict[str, int]:
 
 def _on_virtual_devices(plan: Plan) -> list[dict[str, Any]]:
     """What `benchmarks.devices` finds, in a process of its own: their number is fixed at start."""
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={DEVICES}"
     told = {
         "cell": plan.cells[0],
         "units": plan.sampled_units,
@@ -199,12 +194,4 @@ def _on_virtual_devices(plan: Plan) -> list[dict[str, Any]]:
         "batch": _whole(plan.batch),
         "samples": _divided(plan),
     }
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.devices", json.dumps(told)],
-        env=os.environ | {"XLA_FLAGS": flags.strip(), "JAX_PLATFORMS": "cpu"},
-        cwd=Path(__file__).parents[1],
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-    )
-    return json.loads(done.stdout.splitlines()[-1])
+    return on_virtual_devices("benchmarks.devices", told, DEVICES)

@@ -147,8 +147,7 @@ def collectives(program: jax.stages.Compiled) -> list[Collective]:
                 ahead += [called.strip(" %") for called in ",".join(found).split(",") if called]
     found = []
     for name, lines in bodies.items():
-        for line in filter(_OPERATION.search, lines):
-            given, operation = _OPERATION.search(line).groups()
+        for given, operation in _OPERATION.findall("\n".join(lines)):
             arrays = _ARRAY.findall(given)
             kinds, sizes = tuple(kind for kind, _ in arrays), sum(_size(*a) for a in arrays)
             found.append(Collective(operation, kinds, sizes, name in looped))

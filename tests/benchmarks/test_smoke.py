@@ -8,12 +8,14 @@ import pytest
 from benchmarks import (
     aligned,
     compilation,
+    grid,
     harness,
     measures,
     peers,
     report,
     samples,
     scaling,
+    sharding,
     variance,
 )
 from benchmarks.__main__ import CELL_NAMES, SECTION_NAMES, parser
@@ -49,6 +51,15 @@ PLAN = harness.Plan(
     sampled_steps=3,
     sampled_lengths=(4, 8),
     sampled_window=2,
+    spread_rules=("eprop",),
+    spread_devices=(1, 2),
+    spread_units=4,
+    spread_steps=3,
+    grid_rules=("eprop", "rtrl"),
+    grid_units=(4,),
+    grid_batch=2,
+    grid_steps=3,
+    grid_room=2**14,
     varied_units=4,
     varied_steps=6,
     varied_windows=(1, 3),
@@ -68,11 +79,13 @@ BENCHMARKS = {
     "scaling": scaling.scaling,
     "aligned": aligned.aligned,
     "samples": samples.samples,
+    "devices": sharding.sharding,
     "variance": variance.variance,
+    "grid": grid.grid,
 }
 
 
-LONG = ("samples", "compile")  # for eight devices; again and again
+LONG = ("samples", "devices", "compile")  # for several devices; again and again
 NAMES = [pytest.param(n, marks=pytest.mark.slow) if n in LONG else n for n in BENCHMARKS]
 
 
@@ -82,10 +95,12 @@ def test_benchmark_gives_tables_and_bars(name, tmp_path):
     tables = [item for item in items if isinstance(item, report.Table)]
     bars = [item for item in items if isinstance(item, report.Bar)]
     assert tables and len(tables) + len(bars) == len(items)
-    assert bars or name in ("windows", "depth")
+    assert bars or name in ("windows", "depth", "grid")
     for table in [*tables, report.table_of_bars(bars)]:
         lines = str(table).splitlines()
         assert len({len(line) for line in lines[3:]}) == 1, "the columns are aligned"
+        page = table.markdown.splitlines()
+        assert len({line.count("|") for line in page if line.startswith("|")}) == 1
     report.write_json(tmp_path / "found.json", "cpu", {name: items})
     found = json.loads((tmp_path / "found.json").read_text())["sections"][name]
     assert [item.get("title") for item in found if "title" in item] == [t.title for t in tables]
