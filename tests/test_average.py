@@ -59,6 +59,7 @@ def test_one_loss_and_a_fresh_start(problem):
 
 
 @pytest.mark.parametrize("make", ["node_perturbation", "kf_rtrl"])
+@pytest.mark.few(1)
 def test_any_rule_that_draws(problem, make):
     params, batch = problem
     rule = localgrad.average(

@@ -470,13 +470,8 @@ def newest(folder):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
-@pytest.mark.parametrize(
-    ("kills", "steps"),
-    [
-        pytest.param(2, 120, marks=pytest.mark.long),
-        pytest.param(20, 800, marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("kills", "steps"), [(2, 120), (20, 800)])
 def test_a_run_that_is_killed_ends_as_if_it_had_not_been(kills, steps, tmp_path):
     """It goes on from the newest step that was there, be it killed in a save or at its start."""
     program, folder = recipe(tmp_path / "run.py"), tmp_path / "killed"

@@ -62,6 +62,7 @@ def test_each_group_learns_by_its_own_rule():
 
 
 @pytest.mark.parametrize("make", [localgrad.node_perturbation, localgrad.weight_perturbation])
+@pytest.mark.few(1)
 def test_noise_enters_its_own_group_alone(make):
     """The variance of a weight's estimate counts the weights that are disturbed; the leak, which
     lies in no layer, is none of node perturbation's concern."""
@@ -103,6 +104,7 @@ def test_a_group_may_be_what_a_rule_alone_would_refuse():
 
 
 @pytest.mark.parametrize("lengths", [[2, 4], [1] * T])
+@pytest.mark.few(1)
 def test_a_split_changes_nothing(lengths):
     model, params, batch = network()
     whole = mixed(model, reduction="sum", window=4)[1]

@@ -33,6 +33,7 @@ def piece(batch, start, stop):
 
 
 @pytest.mark.parametrize("kwargs", [{}, {"encoder": nn.Embed(5, 3)}], ids=["dense", "embed"])
+@pytest.mark.few(1)
 def test_evaluate_is_what_flax_runs(kwargs):
     model, params, batch = problem(**kwargs)
     loss, outputs, carry = localgrad.evaluate(model, optax.l2_loss, params, batch)
@@ -54,6 +55,7 @@ def test_evaluate_goes_on_from_a_carry():
 @pytest.mark.parametrize(
     "chunk", [1, 3, *(pytest.param(c, marks=pytest.mark.slow) for c in (10, 20))]
 )
+@pytest.mark.few(1)
 def test_learn_is_a_loop_of_updates(chunk):
     model, params, batch = problem()
     rule = localgrad.eprop(model, optax.l2_loss, batch_size=B)
@@ -92,6 +94,7 @@ def started(name):
 
 
 @pytest.mark.parametrize("name", by_machinery(RULES))
+@pytest.mark.few(1)
 def test_reset_starts_afresh_and_keeps_the_feedback(name):
     rule, params, batch = started(name)
     tx = optax.chain(rule, optax.sgd(0.1))
@@ -147,6 +150,7 @@ def of_several(name, model, **options):
 
 
 @pytest.mark.parametrize("name", [*by_machinery(RULES), "mix", "average", "force", "dni"])
+@pytest.mark.few(1)
 def test_every_rule_predicts_before_it_learns(name):
     """With masks and resets; the oracle runs the model as it was before the update."""
     rule, params, batch = started(name if name in RULES else "bptt")

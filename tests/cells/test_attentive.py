@@ -129,6 +129,7 @@ def test_without_cuts_it_is_the_full_gradient():
 
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("options", [{"top_k": 1}, {"top_k": 2}, {"top_k": 3, "attend_every": 2}])
+@pytest.mark.few(1)
 def test_credit_reaches_no_step_but_by_its_slots(options):
     """With a cut at every step: exact zeros but where a chain of best slots leads."""
     it = built(1, slots=4, truncate=1, **options)
@@ -191,6 +192,7 @@ def test_streams_and_resets():
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.few(1)
 def test_precision(dtype):
     """Counters stay float32; scores that all tie give no infinities."""
     cell = localgrad.SABCell(
@@ -216,6 +218,7 @@ def test_precision(dtype):
     ("rule", "streams"),
     [("eprop", None), ("eprop", B), ("snap", B), ("rflo", None), ("deep_eprop", None)],
 )
+@pytest.mark.few(2)
 def test_local_rules_refuse_it_by_name(rule, streams):
     model = localgrad.Network((localgrad.SABCell(N, 4, top_k=2),), readout=nn.Dense(1))
     x = jnp.ones((B, 3, INPUTS))

@@ -53,6 +53,7 @@ def test_parameters_have_the_papers_names():
 
 
 @pytest.mark.parametrize("options", [{}, {"features": (6, 6, 6), "stacked": True}])
+@pytest.mark.few(1)
 def test_under_nn_rnn_it_goes_on_uncorrected(options):
     model, params, batch = built(**options)
     runner = nn.RNN(model, return_carry=True)
@@ -67,6 +68,7 @@ def test_under_nn_rnn_it_goes_on_uncorrected(options):
 
 
 @pytest.mark.parametrize("activation", [jnp.tanh, jnp.sign])
+@pytest.mark.few(1)
 def test_evaluate_predicts_observes_and_corrects(activation, x64):
     model, params, batch = built(activation=activation, beta=0.8, param_dtype=jnp.float64)
     seen = jnp.arange(B * T).reshape(B, T) % 3 != 0

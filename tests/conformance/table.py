@@ -170,6 +170,12 @@ def _refusal(case: Case) -> str | None:
 
 ALIKE = (
     "rate",
+    "simple",
+    "lstm",
+    "lif",
+    "alif",
+    "elstm",
+    "two_gated",
     "optimized_lstm",
     "mgu",
     "nnx_simple",

@@ -82,6 +82,7 @@ MIXTURES = {
 
 @every_rule
 @pytest.mark.parametrize("mixture", MIXTURES)
+@pytest.mark.few(2)
 def test_updates_have_their_parameters_dtype(name, mixture):
     dtype, data, x64 = MIXTURES[mixture]
     params, updates, after, before = updated(name, dtype, data, x64)
@@ -108,6 +109,7 @@ CELLS = {"GRU": (nn.GRUCell, ("gated",)), "rate": (localgrad.RateCell, ())}
 
 @pytest.mark.parametrize("cell", ["GRU", pytest.param("rate", marks=pytest.mark.slow)])
 @every_rule
+@pytest.mark.few(2)
 def test_computing_in_bfloat16_with_float32_parameters(name, cell):
     if RULES[name].refusal(CELLS[cell][1]):
         pytest.skip("the rule refuses the cell")

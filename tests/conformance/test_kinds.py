@@ -94,6 +94,7 @@ def pairs(names):
 
 
 @pytest.mark.parametrize(("name", "rule"), pairs(TAKEN))
+@pytest.mark.few(2)
 def test_local_rules_take(name, rule):
     factory, how = RULES[rule]
     close(updates(factory, name, window=3), expected(name, how))
@@ -107,6 +108,7 @@ def test_the_oracles_tell_the_rules_apart():
 
 @pytest.mark.parametrize("rule", ["eprop", pytest.param("snap", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", REFUSED)
+@pytest.mark.few(2)
 def test_local_rules_refuse_where_units_meet(name, rule):
     with pytest.raises(ValueError, match=f"(?s){rule} cannot credit cell .*{KINDS[name].refusal}"):
         updates(RULES[rule][0], name)

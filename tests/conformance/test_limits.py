@@ -63,6 +63,7 @@ def test_tbptt_credits_each_loss_with_its_last_steps(model, horizon):
     [(3, 4), *(pytest.param(*r, marks=pytest.mark.slow) for r in [(1, 7), (6, 2)])],
 )
 @pytest.mark.parametrize("model", [pytest.param("two_rates", marks=pytest.mark.slow), "embed"])
+@pytest.mark.slow
 def test_tbptt_credits_blocks_of_losses_together(model, horizon, stride):
     built = build(model)
     batch = fed(built.batch)
@@ -180,6 +181,7 @@ def test_random_feedback_has_the_announced_size(name):
 
 
 @pytest.mark.parametrize("rule", by_machinery(RULES))
+@pytest.mark.few(2)
 def test_mean_is_the_sum_over_the_weight(rule):
     case = Case(rule, "rate")
     built = build(case.model)

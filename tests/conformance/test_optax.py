@@ -50,6 +50,7 @@ def by_hand(rule, params, batch, calls=1):
 
 
 @every_rule
+@pytest.mark.few(2)
 def test_it_heads_a_chain(name, built):
     rule = streamed(name)
     expected, loss = by_hand(rule, built.params, built.batch, calls=2)

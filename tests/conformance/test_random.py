@@ -98,6 +98,7 @@ def test_noise_without_a_bias_passes():
 
 
 @pytest.mark.parametrize(("bias", "scale"), [(0.1, 1.0), (-0.1, 1.0), (0.0, 1.1)])
+@pytest.mark.few(2)
 def test_a_bias_fails(bias, scale):
     with pytest.raises(AssertionError, match="z-scores"):
         draws.assert_mean(drawn(noisy(bias, scale)), exact())
@@ -122,6 +123,7 @@ def test_scores_are_as_large_as_announced():
 
 
 @every_random_rule
+@pytest.mark.few(2)
 def test_a_key_gives_the_same_again_and_another_gives_other_numbers(name):
     first, again = (drawn(RANDOM[name], count=3) for _ in range(2))
     jax.tree.map(np.testing.assert_array_equal, first, again)
@@ -129,6 +131,7 @@ def test_a_key_gives_the_same_again_and_another_gives_other_numbers(name):
 
 
 @every_random_rule
+@pytest.mark.few(2)
 def test_each_example_draws_its_own_noise(name):
     """Noise of its own adds up in variance, noise in common would in standard deviation."""
 

@@ -28,6 +28,7 @@ def steps(batch):
 
 
 @every_rule
+@pytest.mark.few(2)
 def test_scan_over_steps_is_a_loop_over_steps(name):
     built, rule = build(MODEL), rule_of(Case(name, MODEL), streaming=True, window=5)
     pieces = steps(built.batch)
@@ -50,6 +51,7 @@ def test_scan_over_steps_is_a_loop_over_steps(name):
 
 
 @every_rule
+@pytest.mark.few(2)
 def test_vmap_over_networks_is_a_loop_over_networks(name):
     built, rule = build(MODEL), rule_of(Case(name, MODEL), streaming=True, window=5)
     both = jax.tree.map(lambda a: jnp.stack([a, a[::-1] + 0.1]), built.params)
@@ -62,6 +64,7 @@ def test_vmap_over_networks_is_a_loop_over_networks(name):
 
 
 @pytest.mark.parametrize("name", by_machinery(KEYED))
+@pytest.mark.few(2)
 def test_vmap_over_seeds_draws_other_numbers(name):
     built = build(MODEL)
 
@@ -87,6 +90,7 @@ def test_vmap_over_seeds_draws_other_numbers(name):
 
 
 @every_rule
+@pytest.mark.few(3)
 def test_a_second_call_does_not_trace_again(name):
     built, traces = build(MODEL), 0
 
@@ -109,6 +113,7 @@ def test_a_second_call_does_not_trace_again(name):
 
 
 @every_rule
+@pytest.mark.few(2)
 def test_nothing_leaks_from_a_trace(name):
     built = build(MODEL)
     rule = rule_of(Case(name, MODEL), streaming=True, window=5, reduction="mean")
@@ -119,6 +124,7 @@ def test_nothing_leaks_from_a_trace(name):
 
 
 @every_rule
+@pytest.mark.few(2)
 def test_a_rule_can_be_jitted_by_its_methods(name):
     built, rule = build(MODEL), rule_of(Case(name, MODEL), streaming=True, window=5)
     state = rule.init(built.params)

@@ -53,6 +53,7 @@ def problem():
     return params, batch, jax.jit(jax.grad(loss))(params)
 
 
+@pytest.mark.slow
 def test_exact_rules_count_and_draw_as_the_cell_does(x64):
     params, batch, wanted = problem()
     options = {"batch_size": B, "reduction": "sum"}

@@ -63,6 +63,7 @@ def batch(x64):
 
 
 @pytest.mark.parametrize("factory", [localgrad.bptt, localgrad.eprop, localgrad.rtrl])
+@pytest.mark.few(1)
 def test_constants_are_part_of_the_model(factory, batch):
     """The same cell in Linen, whose leaks are fixed and whose inputs are masked before."""
     model, params = localgrad.from_nnx(Leaky())

@@ -114,6 +114,7 @@ def test_rtrl_without_recurrent_synapses_is_eprop_on_one_layer():
     close(streamed(cut_rtrl(model, optax.l2_loss), params, batch, [1] * T)[0], expected)
 
 
+@pytest.mark.slow
 def test_on_two_layers_it_credits_across_depth_and_time():
     leaky = [localgrad.RateCell(N, alpha=0.3), localgrad.RateCell(N - 1, alpha=0.2)]
     model, params, batch = network(*leaky)

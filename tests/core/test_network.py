@@ -41,6 +41,7 @@ def test_it_is_its_parts_one_after_another(inputs):
 
 
 @pytest.mark.parametrize("depth", [1, 2])
+@pytest.mark.few(1)
 def test_a_drawn_initial_carry_is_the_one_flax_draws(inputs, depth):
     drawn = nn.initializers.normal(1.0)
     cells = [nn.GRUCell(4, carry_init=drawn), nn.LSTMCell(3, carry_init=drawn)][:depth]

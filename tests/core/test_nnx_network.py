@@ -67,6 +67,7 @@ RULES = {
 
 
 @pytest.mark.parametrize("name", RULES)
+@pytest.mark.few(1)
 def test_every_rule_gives_the_numbers_of_a_linen_network(name, x64):
     linen, params, model, own, batch = problem()
     found, expected = [], []

@@ -211,6 +211,7 @@ STEPS = [
 @pytest.mark.parametrize(
     "seed", [n if n < 8 else pytest.param(n, marks=pytest.mark.slow) for n in range(25)]
 )
+@pytest.mark.few(4)
 def test_owners_are_no_fewer_than_perturbations_show(seed):
     """In random programs of readable steps: values for value, derivatives for credit."""
     rng = np.random.default_rng(seed)
@@ -350,6 +351,7 @@ def updates(factory, model, params, batch):
 
 @pytest.mark.parametrize("cell", MEET, ids=lambda cell: cell.__name__)
 @pytest.mark.parametrize("factory", [localgrad.eprop, localgrad.snap])
+@pytest.mark.few(7)
 def test_units_that_meet_out_of_sight_are_refused(factory, cell):
     params, batch = problem(cell())
     name = factory.__name__
@@ -429,6 +431,7 @@ class Passing(Coupled):
 
 
 @pytest.mark.parametrize("way", WAYS)
+@pytest.mark.few(1)
 def test_units_kept_apart_in_roundabout_ways(way):
     def step(p, h, x, how):
         h = zoo.leaky(h, oracles.dense(p["i"], x) + oracles.recurrent(p["h"], h, how))
@@ -460,6 +463,7 @@ class Fused(zoo.Cell):
 
 
 @pytest.mark.parametrize("by", ["split", "reshape", "slice"])
+@pytest.mark.few(1)
 def test_gates_in_one_kernel(by):
     compare(Fused(by=by), "nnx_gru")
 
@@ -507,6 +511,7 @@ DYNAMICS = {"adaptive": adaptive, "diagonal": diagonal}
 
 
 @pytest.mark.parametrize("dynamics", DYNAMICS)
+@pytest.mark.few(1)
 def test_units_with_several_states(dynamics):
     def step(p, carry, x, how):
         drive = oracles.dense(p["i"], x)
@@ -541,6 +546,7 @@ def test_units_with_several_states(dynamics):
     ],
 )
 @pytest.mark.parametrize("factory", [localgrad.eprop, localgrad.snap])
+@pytest.mark.few(8)
 def test_cells_of_flax_are_taken(factory, make):
     model = make()
     batch = localgrad.Batch(jnp.ones((B, T, IN)), jnp.ones((B, T, N)))

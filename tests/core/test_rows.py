@@ -115,6 +115,7 @@ def attempt(factory, model):
 
 @pytest.mark.parametrize("name", COUNTING)
 @pytest.mark.parametrize("factory", [localgrad.bptt, localgrad.eprop])
+@pytest.mark.few(10)
 def test_rows_have_no_number(factory, name):
     for label, model in models(f"counting {name}").items():
         message = (
@@ -134,6 +135,7 @@ def test_rows_do_not_meet_out_of_sight(factory, name):
 
 
 @pytest.mark.parametrize("name", APART)
+@pytest.mark.few(4)
 def test_rows_by_themselves_are_taken(name):
     for model in models(f"apart {name}").values():
         attempt(localgrad.bptt, model)

@@ -31,6 +31,7 @@ def problem(**options):
     return localgrad.eprop(model, optax.l2_loss, batch_size=B, **options), params, batch
 
 
+@pytest.mark.slow
 def test_twenty_rules_are_jitted_in_one_process():
     for _ in range(20):
         rule, params, batch = problem()
@@ -104,6 +105,7 @@ def everything(tree):
     ],
     ids=["chain", "named_chain", "masked behind", "inject behind", "inject around"],
 )
+@pytest.mark.few(4)
 def test_it_heads_chains_under_jit(wrap):
     rule, params, batch = problem()
     expected, state = rule(params, rule.init(params), batch)

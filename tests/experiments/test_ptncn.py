@@ -37,6 +37,7 @@ def problem(steps=7):
     return of_text(text, 4, steps, scored=3)[0], text
 
 
+@pytest.mark.slow
 def test_all_rivals_have_no_more_parameters_and_nearly_as_many():
     counted, _ = problem()
     for name, row in ROWS.items():
@@ -58,6 +59,7 @@ def test_rtrl_gets_as_many_units_as_its_room_allows():
 
 
 @pytest.mark.parametrize("name", ["lstm_bptt", "ptncn"])
+@pytest.mark.few(1)
 def test_a_score_is_the_mean_over_sentences_read_one_by_one(name):
     counted, text = problem()
     learner = make_learner(ROWS[name], counted, 400)
@@ -105,6 +107,7 @@ def death(*args, **kwargs):
 
 
 @pytest.mark.parametrize("broken", [pytest.param("save", marks=pytest.mark.slow), "replace"])
+@pytest.mark.slow
 def test_a_run_that_dies_while_it_is_saved_goes_on_from_the_epoch_before(
     tmp_path, monkeypatch, broken
 ):
@@ -212,6 +215,7 @@ def test_the_source_is_the_best_there_is(monkeypatch, tmp_path):
         ("continual", [], ["matrices.png"]),
     ],
 )
+@pytest.mark.few(2)
 def test_each_part_runs(part, options, pictures, tmp_path, capsys, monkeypatch):
     monkeypatch.delenv("LOCALGRAD_DATA", raising=False)
     command = ["ptncn", part, "--size", "short", "--seeds", "2", "--workers", "1"]

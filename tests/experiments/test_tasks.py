@@ -10,6 +10,7 @@ from experiments.tasks.digits import split_digits
 
 
 @pytest.mark.parametrize("name", TASKS)
+@pytest.mark.few(2)
 def test_batches_fit_the_task(name):
     task = TASKS[name](0)
     batch = task.sample(jax.random.key(1), 5)
@@ -23,6 +24,7 @@ def test_batches_fit_the_task(name):
 
 
 @pytest.mark.parametrize("name", TASKS)
+@pytest.mark.few(3)
 def test_same_seed_same_numbers(name):
     first, again, other = TASKS[name](0), TASKS[name](0), TASKS[name](1)
     np.testing.assert_array_equal(first.test.inputs, again.test.inputs)

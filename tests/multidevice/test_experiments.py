@@ -29,6 +29,7 @@ def history(monkeypatch, devices: int):
     return train.train(trainer, shared, BUDGET, lambda: None)
 
 
+@pytest.mark.slow
 def test_batches_are_divided_and_nothing_else_changes(monkeypatch):
     assert jax.device_count() == 8, "run with --xla_force_host_platform_device_count=8"
     one, all_of_them = (history(monkeypatch, n) for n in (1, 8))

@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 import optax
+import pytest
 
 import localgrad
 from experiments.devices import axis_of, collectives, make_mesh, spread
@@ -55,6 +56,7 @@ def main(address: str, number: str) -> None:
     print(json.dumps([params, losses, [c.operation for c in told]]), flush=True)
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_numbers_of_one_device():
     with socket.socket() as found:
         found.bind(("localhost", 0))

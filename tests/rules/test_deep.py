@@ -78,6 +78,7 @@ def diagonal(params):
 
 
 @pytest.mark.parametrize("window", [pytest.param(1, marks=pytest.mark.slow), 5])
+@pytest.mark.slow
 def test_it_is_exact_where_no_unit_feeds_another(window):
     model, params, batch = three()
     params = diagonal(params)
@@ -102,6 +103,7 @@ def test_it_is_exact_in_stacks_of_linear_recurrent_units():
     assert gap > 0.1 * optax.tree.norm(exact["cells_0"])
 
 
+@pytest.mark.slow
 def test_three_layers_over_an_encoder_split_anywhere():
     model, params, batch = three()
     whole = streamed(localgrad.deep_eprop, model, params, batch, T)

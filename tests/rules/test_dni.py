@@ -109,6 +109,7 @@ WIDE = {"param_dtype": jnp.float64}
         ((localgrad.RateCell(3, alpha=0.3, learn_alpha=True, **WIDE),), 1, "total", B),
     ],
 )
+@pytest.mark.few(1)
 def test_it_is_the_naive_program(cells, horizon, predicts, size, x64):
     """Masks and resets included, over two cells, with a copy that is one prediction old."""
     model, params, batch = problem(*cells)
@@ -201,6 +202,7 @@ def test_a_prediction_beats_none(x64):
 
 
 @pytest.mark.parametrize("sees", ["targets", "error"])
+@pytest.mark.few(1)
 def test_class_ids(sees, x64):
     """Seen as one-hot vectors, or by their error alone."""
     model, params, batch = problem(nn.GRUCell(4, **WIDE))

@@ -48,6 +48,7 @@ def trained(rule, params, batch):
 @pytest.mark.parametrize(
     "factory", [localgrad.eprop, pytest.param(localgrad.deep_eprop, marks=pytest.mark.slow)]
 )
+@pytest.mark.few(1)
 def test_feedback_comes_closer_to_the_readout_at_the_rate_of_the_decay(factory, options):
     """Both take the same steps, so that nothing but the decay changes their difference."""
     model, params, batch = problem(rate(4, 0.3), nn.GRUCell(3, param_dtype=float))

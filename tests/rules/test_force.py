@@ -57,6 +57,7 @@ def learned(rule, params, batch, ends):
         ([5, T], 20, 0.3, True),
     ],
 )
+@pytest.mark.few(2)
 def test_it_is_ridge_regression_however_it_is_split(ends, window, forgetting, bias, x64):
     model, params, batch = problem(bias)
     options = {"forgetting": forgetting, "ridge": 0.1, "batch_size": B, "window": window}
@@ -201,6 +202,7 @@ def test_a_block_of_rows_of_any_size(scale):
 
 
 @pytest.mark.parametrize(("forgetting", "chunk"), [(0.9, 4), (0.05, 200)])
+@pytest.mark.few(1)
 def test_a_silent_unit_does_not_overflow(forgetting, chunk):
     """Neither over a long time, nor where a window forgets more than there are numbers for."""
     model, params = reservoir(units=20)

@@ -186,6 +186,7 @@ def float64(x64):
 
 
 @pytest.mark.parametrize("rule", RULES)
+@pytest.mark.few(1)
 def test_the_statistics_carry_no_credit(rule):
     model, params, batch, net, steps = problem(*STACK)
     if rule == "deep_eprop":
@@ -202,6 +203,7 @@ def test_the_statistics_carry_no_credit(rule):
     [("eprop", Grouped()), ("snap", Grouped()), ("snap", Before())],
     ids=["eprop", "snap", "before"],
 )
+@pytest.mark.few(1)
 def test_states_may_be_normalised(rule, cell):
     """By groups as they leave a step; as they enter a recurrent layer."""
     model, params, batch, net, steps = problem(cell)

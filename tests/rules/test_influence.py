@@ -85,6 +85,7 @@ def units_of(dense: jax.Array, live: int) -> jax.Array:
 
 
 @pytest.mark.parametrize("name", MODELS)
+@pytest.mark.few(1)
 def test_it_is_dense_rtrl_and_bptt(name, monkeypatch):
     model = MODELS[name]()
     params, batch = problem(model)

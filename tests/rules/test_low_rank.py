@@ -69,6 +69,7 @@ SLOW = ("twice", "stacked", "two_gated")
 @pytest.mark.parametrize(
     "name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in EXACT]
 )
+@pytest.mark.few(1)
 def test_with_a_rank_of_all_that_a_layer_receives_ok_is_rtrl(name):
     """At a window of one step too, in which all credit passes the products."""
     model, params, batch = EXACT[name]()
@@ -143,12 +144,14 @@ def variance(name, case, window, count=draws.DRAWS):
 
 @pytest.mark.parametrize("case", [pytest.param("c0", marks=pytest.mark.slow), "c1"])
 @pytest.mark.parametrize("name", MAKES)
+@pytest.mark.few(2)
 def test_the_variance_is_that_of_the_published_rules(name, case):
     """Theirs is given to two or three digits, of some thousand draws; so are ours."""
     np.testing.assert_allclose(variance(name, case, 1), PUBLISHED[case][name], rtol=0.1)
 
 
 @pytest.mark.parametrize("name", ["uoro", "kf_rtrl", pytest.param("ok(2)", marks=pytest.mark.slow)])
+@pytest.mark.few(1)
 def test_exact_credit_within_windows_takes_most_of_the_variance(name):
     """Of c0, ten steps in windows of two and of five."""
     assert variance(name, "c0", 2, 500) < PUBLISHED["c0"][name] / 8
@@ -156,6 +159,7 @@ def test_exact_credit_within_windows_takes_most_of_the_variance(name):
 
 
 @pytest.mark.parametrize("name", ["uoro", "kf_rtrl", "ok(2)"])
+@pytest.mark.few(2)
 def test_without_a_window_of_one_a_step_credits_itself_exactly(name):
     """The published influence, and the published gradient without the noise of its last step."""
     model, params, batch = network_of("c1"), params_of("c1"), batch_of("c1")

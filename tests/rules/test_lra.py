@@ -101,6 +101,7 @@ RULES = {
     [("default", "options"), ("sparse", "faster"), ("step", "unclipped"), ("one", "options")]
     + [pytest.param("bottom_up", "options", marks=pytest.mark.slow)],
 )
+@pytest.mark.few(1)
 def test_equals_the_oracle(of_model, of_rule, x64):
     model, params, batch = problem(**MODELS[of_model])
     rule = make(model, **RULES[of_rule])

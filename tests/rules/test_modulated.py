@@ -71,6 +71,7 @@ def recursion(params, batch, alpha):
 
 
 @pytest.mark.parametrize("window", [1, 4])
+@pytest.mark.few(1)
 def test_it_is_its_recursion(window, x64):
     model, params, batch = problem(localgrad.RateCell(N, alpha=0.4, **WIDE))
     sparse = np.random.default_rng(1).random((N, N)) < 0.7

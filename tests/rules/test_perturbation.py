@@ -79,6 +79,7 @@ NODES = {"gru": 4 * N, "simple": N}
 
 @pytest.mark.parametrize("name", NODES)
 @pytest.mark.parametrize("credit", ["causal", "total", "step"])
+@pytest.mark.few(3)
 def test_nodes_give_the_gradient_on_average(name, credit):
     cells = {"gru": nn.GRUCell, "simple": nn.SimpleCell}
     given = network(cells[name](N, param_dtype=jnp.float64))
@@ -202,6 +203,7 @@ def of_noise(given):
     "credit",
     ["causal", "resync", *(pytest.param(c, marks=pytest.mark.slow) for c in ("step", "total"))],
 )
+@pytest.mark.few(1)
 def test_the_variance_of_node_perturbation_counts_nodes_and_steps(credit):
     """By Isserlis' theorem: noise z enters node n at step t, which is paid by the sum of losses
     a_t . z and pays x_t."""
@@ -257,6 +259,7 @@ def test_noise_that_ends_with_its_step_varies_less_and_means_the_same():
 
 
 @pytest.mark.parametrize("antithetic", [False, True])
+@pytest.mark.few(1)
 def test_noise_that_ends_with_its_step_needs_no_memory_of_it(antithetic):
     model, params, batch = network()
     told = {"key": jax.random.key(3), "credit": "step", "resync": True, "samples": 2}
@@ -274,6 +277,7 @@ def test_noise_that_ends_with_its_step_needs_no_memory_of_it(antithetic):
 
 
 @pytest.mark.parametrize("credit", ["step", "causal"])
+@pytest.mark.few(1)
 def test_one_sample_of_activity_lies_closer_to_the_gradient(credit):
     model, params, batch = network(nn.SimpleCell(8, param_dtype=jnp.float64), steps=12, batch=1)
     given = (model, params, batch._replace(reset=None))
@@ -305,6 +309,7 @@ def test_the_variance_falls_as_one_over_samples():
 
 
 @pytest.mark.parametrize("make", [localgrad.node_perturbation, localgrad.weight_perturbation])
+@pytest.mark.few(1)
 def test_a_tiny_scale_is_a_forward_gradient(make):
     given = network()
     over = "nodes" if make is localgrad.node_perturbation else "weights"
@@ -336,6 +341,7 @@ def _refused(primals, tangents):
 
 
 @every_rule
+@pytest.mark.few(1)
 def test_nothing_is_differentiated(name):
     given = network(nn.SimpleCell(N, activation_fn=stern, param_dtype=jnp.float64))
     loss = lambda y, target: stern(y - target).mean(-1) + jnp.abs(y).sum(-1)  # noqa: E731
@@ -346,6 +352,7 @@ def test_nothing_is_differentiated(name):
 
 
 @every_rule
+@pytest.mark.few(1)
 def test_rewards_may_come_from_outside_of_jax(name):
     def outside(y, target):
         return np.square(y - target).mean(-1)
@@ -362,6 +369,7 @@ def test_rewards_may_come_from_outside_of_jax(name):
 
 
 @every_rule
+@pytest.mark.few(1)
 def test_some_samples_at_a_time_give_what_all_at_once_do(name):
     given = network()
     whole = updates_of(RULES[name], given, samples=6)
@@ -369,6 +377,7 @@ def test_some_samples_at_a_time_give_what_all_at_once_do(name):
 
 
 @every_rule
+@pytest.mark.few(1)
 def test_a_lost_copy_is_left_out_and_the_others_are_not(name):
     model, params, batch = network()
     batch = batch._replace(mask=None, reset=None)

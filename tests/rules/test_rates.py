@@ -84,6 +84,7 @@ def test_the_rate_of_a_call_is_a_term_of_its_objective():
         (localgrad.snap, "diagonal", "random", RUNNING, 5),
     ],
 )
+@pytest.mark.few(1)
 def test_a_cell_hears_its_own_rate_and_those_above_if_feedback_is_symmetric(
     factory, how, feedback, firing_rate, window
 ):

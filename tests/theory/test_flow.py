@@ -18,6 +18,7 @@ def aligned_problem() -> tuple:
 @pytest.mark.parametrize(
     "rule", ["bptt", "rflo", *(pytest.param(n, marks=pytest.mark.slow) for n in RULES[1:3])]
 )
+@pytest.mark.few(1)
 def test_finite_sequences(rule):
     at, start, task = aligned_problem()
     found = golden(f"aligned/final/{rule}/")
@@ -49,6 +50,7 @@ ENDLESS = {
 
 
 @pytest.mark.parametrize("name", ENDLESS)
+@pytest.mark.few(3)
 def test_endless_sequences(name):
     t, a, b, w = golden(f"inf/{name}/")["t_abw"]
     start = theory.Modes(a[0], w[0], b[0])

@@ -11,6 +11,7 @@ from tests.theory.problems import batch_of, direction, linear, mode_rule
 
 
 @pytest.mark.parametrize("rule", ["bptt", "tbptt1", "rflo"])
+@pytest.mark.few(1)
 def test_along_a_flow_of_modes(rule):
     task = theory.Task(np.array([0.3, -0.8, 0.5, 0.2]), theory.lag_weights(4, "per_step"))
     rates = theory.Modes(1.0, 0.3, 2.0)

@@ -15,6 +15,7 @@ from tests.theory.problems import RULES, batch_of, direction, golden, linear, mo
 
 @pytest.mark.parametrize("loss", ["final", "per_step"])
 @pytest.mark.parametrize("rule", ["bptt", "tbptt1", "tbptt3", "rflo_rho0.3"])
+@pytest.mark.few(6)
 def test_one_update(rule, loss):
     at = golden("unit/")
     found = golden(f"unit/{loss}/{rule}/")

@@ -111,6 +111,7 @@ def test_selected_points_and_late_rates(rule, s, rate):
 
 
 @pytest.mark.parametrize("seed", range(5))
+@pytest.mark.few(3)
 def test_flows_end_where_predicted(seed):
     rng = np.random.default_rng(100 + seed)
     teacher = draw(rng)
@@ -183,6 +184,7 @@ def test_a_realisable_teacher_is_every_rules_stop():
 
 
 @pytest.mark.parametrize("seed", [23, 3])
+@pytest.mark.few(1)
 def test_what_becomes_of_each_stop(seed):
     """Eigenvalues of differences; on task 23 a saddle of TBPTT(1) has the least loss."""
     task = theory.Task(np.random.default_rng(seed).normal(size=5), theory.lag_weights(5))
