@@ -14,6 +14,9 @@ import jax
 import pytest
 from xdist.scheduler import LoadScopeScheduling
 
+# JAX's objects live long, and looking through them all again and again takes a tenth of the time.
+gc.set_threshold(100_000, 20, 100)
+
 FULL = 1.1 * 2**30
 """Bytes of a worker above which what JAX compiled is thrown away, after the test that got there."""
 

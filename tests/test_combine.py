@@ -196,6 +196,7 @@ def decorrelated():
         ),
     ],
 )
+@pytest.mark.few(1)
 def test_every_rule_of_noise_goes_with_decorrelation(make):
     model, params, batch = decorrelated()
     common = {"batch_size": B}

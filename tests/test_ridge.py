@@ -39,6 +39,7 @@ def washed(batch, washout):
 
 
 @pytest.mark.parametrize(("bias", "washout"), [(True, 0), (False, 0), (True, 2)])
+@pytest.mark.few(1)
 def test_it_is_least_squares_over_all_batches(bias, washout, x64):
     model, params, first = problem(bias)
     second = jax.tree.map(lambda a: a[:, :7], problem(bias, seed=3)[2])
@@ -111,6 +112,7 @@ def test_seeds_under_jit_and_vmap(x64):
         ({"params": "cells"}, "fit_ridge got params without readout/kernel"),
     ],
 )
+@pytest.mark.few(8)
 def test_refusals(options, message):
     model, params, batch = problem()
     told = {"model": model, "params": params, "batches": batch} | options

@@ -218,7 +218,7 @@ def test_precision(dtype):
     ("rule", "streams"),
     [("eprop", None), ("eprop", B), ("snap", B), ("rflo", None), ("deep_eprop", None)],
 )
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 def test_local_rules_refuse_it_by_name(rule, streams):
     model = localgrad.Network((localgrad.SABCell(N, 4, top_k=2),), readout=nn.Dense(1))
     x = jnp.ones((B, 3, INPUTS))

@@ -20,6 +20,7 @@ def pair(batch, width=6):
 
 @pytest.mark.parametrize("batch", [1, 5, 6, 7, 40], ids="B={}".format)
 @pytest.mark.parametrize("gain", [1.0, 0.3, -0.7, 2.5, -4.0, 0.0])
+@pytest.mark.few(15)
 def test_a_sum_is_scaled_down_before_and_after_its_gain(batch, gain):
     pre, post = pair(batch)
     for radius in (0.4, 1e3):

@@ -23,7 +23,7 @@ def eigenvalue(matrix):
 
 @pytest.mark.parametrize("density", [0.01, 0.1, 0.55, 1.0])
 @pytest.mark.parametrize("features", [1, 2, 9, 64])
-@pytest.mark.few(8)
+@pytest.mark.few(4)
 def test_weights_are_sparse_and_have_the_spectral_radius(features, density):
     cell = localgrad.ReservoirCell(features, spectral_radius=1.3, density=density)
     for seed in range(3):
@@ -71,7 +71,7 @@ def test_it_forgets_how_it_began_below_one_and_not_far_above(radius, forgets):
 
 
 @pytest.mark.parametrize("rule", [localgrad.eprop, localgrad.rflo, localgrad.snap])
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 def test_rules_credit_it_as_a_rate_cell(rule):
     kind = {"alpha": 0.3, "activation": jax.nn.sigmoid}
     cells = (localgrad.ReservoirCell(4, **kind), localgrad.RateCell(4, **kind))

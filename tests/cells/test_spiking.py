@@ -46,6 +46,7 @@ def counted(current, steps, decay, threshold, refractory, beta=0.0, rho=0.0):
 
 @pytest.mark.parametrize("refractory", [0, 3])
 @pytest.mark.parametrize("current", [0.11, 0.37, 1.3])
+@pytest.mark.few(4)
 def test_spikes_at_a_constant_current(current, refractory):
     kwargs = {"decay": 0.9, "threshold": 0.8, "refractory": refractory}
     inputs = jnp.full((1, 60, 1), current)
@@ -100,6 +101,7 @@ def test_units_feed_themselves_only_if_told(make, autapses):
 
 
 @pytest.mark.parametrize("name", [*SURROGATES, None])
+@pytest.mark.few(3)
 def test_surrogates(name):
     shape = SURROGATES[name] if name else lambda u: jnp.exp(-(u**2))
     u = jnp.linspace(-2, 2, 9)
@@ -137,6 +139,7 @@ def test_credit_through_the_reset(reset_credit):
 
 
 @pytest.mark.parametrize(("make", "states"), [(localgrad.LIFCell, 1), (localgrad.ALIFCell, 2)])
+@pytest.mark.few(1)
 def test_eprop_remembers_what_it_must(make, states):
     model = localgrad.Network((make(4),), readout=nn.Dense(2))
     x = jnp.ones((3, 5, 2))
@@ -147,6 +150,7 @@ def test_eprop_remembers_what_it_must(make, states):
 
 
 @every_cell
+@pytest.mark.few(1)
 def test_snap_sees_no_autapses_where_there_are_none(make):
     model = localgrad.Network((make(4, surrogate="sigmoid"),), readout=nn.Dense(2))
     x = jax.random.normal(jax.random.key(0), (3, 5, 2))
@@ -165,6 +169,7 @@ def test_snap_sees_no_autapses_where_there_are_none(make):
 
 @every_cell
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.few(2)
 def test_precision(make, dtype):
     cell = make(4, refractory=2, dtype=dtype, param_dtype=dtype)
     inputs = jnp.full((2, 8, 3), 2, dtype)
@@ -174,6 +179,7 @@ def test_precision(make, dtype):
 
 
 @every_cell
+@pytest.mark.few(1)
 def test_many_networks_at_once(make):
     inputs = jax.random.normal(jax.random.key(0), (2, 20, 3))
     rnn = nn.RNN(make(4, threshold=0.3))

@@ -176,6 +176,7 @@ ALIKE = (
     "alif",
     "elstm",
     "two_gated",
+    "two_alif",
     "optimized_lstm",
     "mgu",
     "nnx_simple",

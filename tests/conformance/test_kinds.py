@@ -94,7 +94,7 @@ def pairs(names):
 
 
 @pytest.mark.parametrize(("name", "rule"), pairs(TAKEN))
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 def test_local_rules_take(name, rule):
     factory, how = RULES[rule]
     close(updates(factory, name, window=3), expected(name, how))
@@ -179,6 +179,7 @@ def rule_and_params(factory, model, params):
     ],
     ids=["vanilla", "lstm"],
 )
+@pytest.mark.few(1)
 def test_a_weight_is_a_weight_whoever_holds_it(name, plain, bare, to_plain):
     if bare is nn.OptimizedLSTMCell and name in ("rflo", "node_perturbation"):
         pytest.skip("gated cells are not for it; or noise is drawn a layer")

@@ -46,6 +46,7 @@ def brute_force(model):
     "horizon", [1, 3, *(pytest.param(h, marks=pytest.mark.slow) for h in (2, 7))]
 )
 @pytest.mark.parametrize("model", [pytest.param("two_rates", marks=pytest.mark.slow), "embed"])
+@pytest.mark.few(1)
 def test_tbptt_credits_each_loss_with_its_last_steps(model, horizon):
     built = build(model)
     batch = fed(built.batch)

@@ -123,7 +123,7 @@ def test_scores_are_as_large_as_announced():
 
 
 @every_random_rule
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 def test_a_key_gives_the_same_again_and_another_gives_other_numbers(name):
     first, again = (drawn(RANDOM[name], count=3) for _ in range(2))
     jax.tree.map(np.testing.assert_array_equal, first, again)
@@ -131,7 +131,7 @@ def test_a_key_gives_the_same_again_and_another_gives_other_numbers(name):
 
 
 @every_random_rule
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 def test_each_example_draws_its_own_noise(name):
     """Noise of its own adds up in variance, noise in common would in standard deviation."""
 

@@ -64,7 +64,7 @@ def test_vmap_over_networks_is_a_loop_over_networks(name):
 
 
 @pytest.mark.parametrize("name", by_machinery(KEYED))
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 def test_vmap_over_seeds_draws_other_numbers(name):
     built = build(MODEL)
 
@@ -90,7 +90,7 @@ def test_vmap_over_seeds_draws_other_numbers(name):
 
 
 @every_rule
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 def test_a_second_call_does_not_trace_again(name):
     built, traces = build(MODEL), 0
 

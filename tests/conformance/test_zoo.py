@@ -93,7 +93,7 @@ def local_problem(name):
 @pytest.mark.parametrize(
     "rule", ["eprop", *(pytest.param(n, marks=pytest.mark.slow) for n in LOCAL if n != "eprop")]
 )
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 def test_local_rules_credit_all_that_stays_in_a_unit(rule, name):
     model, params, batch, oracle = local_problem(name)
     how = RULES[rule].expectation
@@ -145,7 +145,7 @@ def test_exact_rules_are_exact_on_all(model, rule):
 
 
 @pytest.mark.parametrize("cell", zoo.REFUSED, ids=lambda cell: cell.__name__)
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 def test_what_a_local_rule_cannot_credit_it_refuses(cell):
     params, batch = problem(cell())
     for batch_size in (None, B):
@@ -203,7 +203,7 @@ def test_complex_states_are_refused(name):
 @pytest.mark.parametrize(
     "name", by_machinery(name for name, row in SETTLED.items() if row.windowed)
 )
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 def test_windows_of_any_size_give_the_same(name, window):
     """Also where one full window is followed by a shorter one."""
     gated = not RULES[name].refusal(("gated",))

@@ -153,6 +153,7 @@ def test_a_fresh_state_keeps_what_outlives_a_sequence():
 
 
 @pytest.mark.parametrize("make", [localgrad.readout_only, localgrad.eprop, localgrad.rtrl])
+@pytest.mark.few(1)
 def test_a_reset_state_can_be_donated(make):
     model, params, batch = network(localgrad.RateCell(N, alpha=0.4))
     rule = make(model, optax.l2_loss, batch_size=B)

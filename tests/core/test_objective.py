@@ -63,6 +63,7 @@ def test_a_mask_of_ones_is_no_mask(problem):
 
 
 @pytest.mark.parametrize("name", ["bptt", "rtrl", "eprop", "readout_only"])
+@pytest.mark.few(2)
 def test_outputs_and_targets_may_be_trees(problem, name):
     _, params, batch = problem
     factory = getattr(localgrad, name)
@@ -109,6 +110,7 @@ def one_output():
         lambda y, t: jnp.abs(y - t).max(axis=-1),
     ],
 )
+@pytest.mark.few(2)
 def test_targets_that_broadcast_over_outputs_are_refused(loss):
     model, params, batch = one_output()
     said = "compares rows with each other.*lack the outputs' last"

@@ -351,7 +351,7 @@ def updates(factory, model, params, batch):
 
 @pytest.mark.parametrize("cell", MEET, ids=lambda cell: cell.__name__)
 @pytest.mark.parametrize("factory", [localgrad.eprop, localgrad.snap])
-@pytest.mark.few(7)
+@pytest.mark.few(1)
 def test_units_that_meet_out_of_sight_are_refused(factory, cell):
     params, batch = problem(cell())
     name = factory.__name__
@@ -546,7 +546,7 @@ def test_units_with_several_states(dynamics):
     ],
 )
 @pytest.mark.parametrize("factory", [localgrad.eprop, localgrad.snap])
-@pytest.mark.few(8)
+@pytest.mark.few(2)
 def test_cells_of_flax_are_taken(factory, make):
     model = make()
     batch = localgrad.Batch(jnp.ones((B, T, IN)), jnp.ones((B, T, N)))

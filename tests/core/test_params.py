@@ -55,6 +55,7 @@ def test_sums_of_float64_are_float64(x64):
 
 
 @pytest.mark.parametrize("factory", [localgrad.bptt, localgrad.eprop, localgrad.rtrl])
+@pytest.mark.few(1)
 def test_boxed_parameters_give_boxed_updates(factory):
     shared = nn.with_partitioning(nn.initializers.lecun_normal(), (None, "model"))
     boxed = localgrad.Network((nn.SimpleCell(4, kernel_init=shared),), readout=nn.Dense(2))

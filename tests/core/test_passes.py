@@ -54,7 +54,7 @@ def inner(a, b):
     [nn.GRUCell(N, param_dtype=float), nn.LSTMCell(N, param_dtype=float)],
     ids=["gru", "lstm"],
 )
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 def test_tangents_are_the_transpose_of_credit(cell, cut):
     stack, params, carry, xs, reset = problem(cell)
     (anatomy,), own = stack.cells, leaves_of(params)

@@ -115,7 +115,7 @@ def attempt(factory, model):
 
 @pytest.mark.parametrize("name", COUNTING)
 @pytest.mark.parametrize("factory", [localgrad.bptt, localgrad.eprop])
-@pytest.mark.few(10)
+@pytest.mark.few(3)
 def test_rows_have_no_number(factory, name):
     for label, model in models(f"counting {name}").items():
         message = (
@@ -135,7 +135,7 @@ def test_rows_do_not_meet_out_of_sight(factory, name):
 
 
 @pytest.mark.parametrize("name", APART)
-@pytest.mark.few(4)
+@pytest.mark.few(1)
 def test_rows_by_themselves_are_taken(name):
     for model in models(f"apart {name}").values():
         attempt(localgrad.bptt, model)
@@ -143,6 +143,7 @@ def test_rows_by_themselves_are_taken(name):
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
 @pytest.mark.parametrize("wide", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.few(1)
 def test_rounding_is_no_refusal(dtype, wide):
     size = 256 if wide else N
     cells = nn.GRUCell(size, dtype=dtype), nn.LSTMCell(size, dtype=dtype)

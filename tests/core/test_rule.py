@@ -105,7 +105,7 @@ def everything(tree):
     ],
     ids=["chain", "named_chain", "masked behind", "inject behind", "inject around"],
 )
-@pytest.mark.few(4)
+@pytest.mark.few(1)
 def test_it_heads_chains_under_jit(wrap):
     rule, params, batch = problem()
     expected, state = rule(params, rule.init(params), batch)

@@ -107,6 +107,7 @@ def anatomy(cell):
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
 )
+@pytest.mark.few(2)
 def test_roles(cell, roles):
     assert {site.layer.path[-1]: site.role for site in anatomy(cell).sites} == roles
 

@@ -34,6 +34,7 @@ def drawn(problem, calls, pause=1, seed=0):
 
 
 @pytest.mark.parametrize("pause", [1, 5, problems.LONGEST])
+@pytest.mark.few(1)
 def test_copy_asks_for_each_bit_that_was_marked_once(pause):
     size, length = 50, problems.LENGTH
     batch = jax.tree.map(np.asarray, problems.copied(jax.random.key(0), size, jnp.asarray(pause)))

@@ -337,7 +337,7 @@ def test_a_short_run_measures_variances(tmp_path, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ROWS)
-@pytest.mark.few(4)
+@pytest.mark.few(2)
 def test_every_row_makes_a_rule_of_its_network(name):
     row, problem = ROWS[name], tiny()
     model = row.model(2, 1)

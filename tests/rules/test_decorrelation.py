@@ -65,6 +65,7 @@ def test_it_learns_alike_whatever_basis_the_inputs_come_in():
 
 
 @pytest.mark.parametrize("form", ["multiplicative", "additive"])
+@pytest.mark.few(1)
 def test_correlations_fall(form):
     model, params, batch = network()
     batch = batch._replace(reset=None)
@@ -106,6 +107,7 @@ def test_only_its_matrices_learn_and_the_loss_is_measured():
 
 
 @pytest.mark.parametrize("lengths", [[3, 5], [1] * T])
+@pytest.mark.few(1)
 def test_a_split_changes_nothing(lengths):
     model, params, batch = network()
     whole = localgrad.decorrelation(model, optax.l2_loss, reduction="sum", window=3)

@@ -57,7 +57,7 @@ def learned(rule, params, batch, ends):
         ([5, T], 20, 0.3, True),
     ],
 )
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 def test_it_is_ridge_regression_however_it_is_split(ends, window, forgetting, bias, x64):
     model, params, batch = problem(bias)
     options = {"forgetting": forgetting, "ridge": 0.1, "batch_size": B, "window": window}

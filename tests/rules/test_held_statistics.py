@@ -257,6 +257,7 @@ def test_it_is_said():
 
 
 @pytest.mark.parametrize("cell", [Dreamer(), Scaled(), Grouped()], ids=lambda c: type(c).__name__)
+@pytest.mark.few(1)
 def test_the_refusal_names_it(cell):
     model, params, batch, *_ = problem(cell)
     rule = localgrad.eprop(model, optax.l2_loss)

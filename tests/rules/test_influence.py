@@ -128,6 +128,7 @@ def test_it_holds_one_number_a_parameter_and_state_component():
     ],
     ids=lambda cells: "-".join(type(cell).__name__ for cell in cells),
 )
+@pytest.mark.few(2)
 def test_units_that_meet_are_told(cells):
     model = localgrad.Network(cells)
     x = jnp.ones((B, INPUTS))

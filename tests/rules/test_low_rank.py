@@ -87,6 +87,7 @@ def test_with_a_rank_of_all_that_a_layer_receives_ok_is_rtrl(name):
 
 
 @pytest.mark.parametrize("rank", [1, 2, 4])
+@pytest.mark.few(1)
 def test_few_products_mean_the_sum_and_vary_as_little_as_they_can(rank):
     """Over all places of the marks; the least variance is Benzing's, of the singular values."""
     rng = np.random.default_rng(rank)
@@ -144,7 +145,7 @@ def variance(name, case, window, count=draws.DRAWS):
 
 @pytest.mark.parametrize("case", [pytest.param("c0", marks=pytest.mark.slow), "c1"])
 @pytest.mark.parametrize("name", MAKES)
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 def test_the_variance_is_that_of_the_published_rules(name, case):
     """Theirs is given to two or three digits, of some thousand draws; so are ours."""
     np.testing.assert_allclose(variance(name, case, 1), PUBLISHED[case][name], rtol=0.1)
@@ -159,7 +160,7 @@ def test_exact_credit_within_windows_takes_most_of_the_variance(name):
 
 
 @pytest.mark.parametrize("name", ["uoro", "kf_rtrl", "ok(2)"])
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 def test_without_a_window_of_one_a_step_credits_itself_exactly(name):
     """The published influence, and the published gradient without the noise of its last step."""
     model, params, batch = network_of("c1"), params_of("c1"), batch_of("c1")

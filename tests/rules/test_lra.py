@@ -322,6 +322,7 @@ def test_targets_that_are_no_frames_are_refused():
 
 @pytest.mark.parametrize("w_error", ["residual", "prediction"])
 @pytest.mark.parametrize("error_rule", ["transpose", "temporal"])
+@pytest.mark.few(2)
 def test_what_no_correction_teaches_is_declared(w_error, error_rule):
     model, params, batch = problem((5, 5), beta=0.0)
     rule = make(model, w_error=w_error, error_rule=error_rule)

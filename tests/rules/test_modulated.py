@@ -167,6 +167,7 @@ def test_without_recurrent_weights_it_is_exact(x64):
         ({"cell": TYPES}, r"'cells_0': 6.*'cell': \(6,\)"),
     ],
 )
+@pytest.mark.few(3)
 def test_refused_types(types, message, x64):
     model, params, _ = problem(nn.GRUCell(N))
     with pytest.raises(ValueError, match=message):

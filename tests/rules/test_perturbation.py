@@ -79,7 +79,7 @@ NODES = {"gru": 4 * N, "simple": N}
 
 @pytest.mark.parametrize("name", NODES)
 @pytest.mark.parametrize("credit", ["causal", "total", "step"])
-@pytest.mark.few(3)
+@pytest.mark.few(1)
 def test_nodes_give_the_gradient_on_average(name, credit):
     cells = {"gru": nn.GRUCell, "simple": nn.SimpleCell}
     given = network(cells[name](N, param_dtype=jnp.float64))
@@ -167,6 +167,7 @@ def relative_variance(make, given, draws=4000, exact=(localgrad.bptt, {}), **opt
 
 
 @pytest.mark.parametrize(("noise", "more"), [("gaussian", 1), ("rademacher", -1)])
+@pytest.mark.few(1)
 def test_the_variance_of_weight_perturbation_counts_parameters(noise, more):
     given = network(nn.SimpleCell(N, param_dtype=jnp.float64), batch=1)
     total = sum(np.size(a) for a in jax.tree.leaves(given[1]))
@@ -395,6 +396,7 @@ def test_a_lost_copy_is_left_out_and_the_others_are_not(name):
 
 
 @every_rule
+@pytest.mark.few(1)
 def test_a_copy_whose_carry_is_lost_goes_on_from_the_clean_one(name):
     cell = nn.SimpleCell(N, activation_fn=jnp.sqrt, param_dtype=jnp.float64)
     model, params, batch = network(cell)
@@ -410,6 +412,7 @@ def test_a_copy_whose_carry_is_lost_goes_on_from_the_clean_one(name):
 
 
 @pytest.mark.parametrize("normal", [False, True], ids=["dense", "normalised"])
+@pytest.mark.few(1)
 def test_an_exact_readout_gets_its_gradient_and_no_noise(normal):
     model, params, batch = network()
     if normal:  # a readout with parameters that no noise could enter by
@@ -451,6 +454,7 @@ def test_without_a_clean_copy_it_is_right_on_average_too():
 
 
 @pytest.mark.parametrize("credit", ["causal", "step"])
+@pytest.mark.few(1)
 def test_opposite_noise_is_compared_with_the_same_loss(credit):
     """So that the baseline drops out of the sum of two, and a clean rule's pair is left."""
     model, params, batch = given = network(nn.SimpleCell(N, param_dtype=jnp.float64))

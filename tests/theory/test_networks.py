@@ -15,7 +15,7 @@ from tests.theory.problems import RULES, batch_of, direction, golden, linear, mo
 
 @pytest.mark.parametrize("loss", ["final", "per_step"])
 @pytest.mark.parametrize("rule", ["bptt", "tbptt1", "tbptt3", "rflo_rho0.3"])
-@pytest.mark.few(6)
+@pytest.mark.few(2)
 def test_one_update(rule, loss):
     at = golden("unit/")
     found = golden(f"unit/{loss}/{rule}/")
@@ -69,6 +69,7 @@ def test_aligned_problem():
 
 
 @pytest.mark.parametrize("rule", RULES)
+@pytest.mark.few(1)
 def test_gradient_steps_follow_the_mode_map(rule):
     """1000 plain gradient steps of the network, of the modes, and of the outside program."""
     at, bases, modes = aligned_start()

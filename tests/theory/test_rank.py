@@ -78,6 +78,7 @@ def change(
     ],
     ids=["sgd", "momentum", "clipping and schedule"],
 )
+@pytest.mark.few(1)
 def test_rflo_is_of_the_outputs_rank(tx):
     found = change("rflo", tx)["joint"]
     assert found.rank == theory.rank_bound("rflo", OUTPUTS, UNITS) == OUTPUTS

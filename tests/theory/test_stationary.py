@@ -111,7 +111,7 @@ def test_selected_points_and_late_rates(rule, s, rate):
 
 
 @pytest.mark.parametrize("seed", range(5))
-@pytest.mark.few(3)
+@pytest.mark.few(1)
 def test_flows_end_where_predicted(seed):
     rng = np.random.default_rng(100 + seed)
     teacher = draw(rng)
