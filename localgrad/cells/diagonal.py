@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax.linen import initializers
 
+from localgrad.core.contract.checks import positive_integer
+
 
 class LRUCell(nn.RNNCellBase):
     r"""A linear recurrent unit: complex units, each with itself as its only recurrence.
@@ -76,6 +78,7 @@ class LRUCell(nn.RNNCellBase):
     param_dtype: Any = jnp.float32
 
     def __post_init__(self) -> None:
+        self.features = positive_integer("features", self.features)
         require_ring(self.r_min, self.r_max, self.max_phase)
         super().__post_init__()
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax.linen import initializers
 
 from localgrad.cells.diagonal import across
+from localgrad.core.contract.checks import positive_integer
 
 
 class ElementwiseLSTMCell(nn.RNNCellBase):
@@ -60,6 +61,10 @@ class ElementwiseLSTMCell(nn.RNNCellBase):
     bias_init: Callable[..., Any] = initializers.zeros_init()
     dtype: Any = None
     param_dtype: Any = jnp.float32
+
+    def __post_init__(self) -> None:
+        self.features = positive_integer("features", self.features)
+        super().__post_init__()
 
     @nn.compact
     def __call__(self, carry: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax.linen import initializers
 
 from localgrad.cells.arguments import each, numbers
+from localgrad.core.contract.checks import positive_integer
 
 
 class LeakyCell(nn.RNNCellBase):
@@ -60,6 +61,7 @@ class LeakyCell(nn.RNNCellBase):
     param_dtype: Any = jnp.float32
 
     def __post_init__(self) -> None:
+        self.features = positive_integer("features", self.features)
         hint = "With a time constant tau > 0 and a step dt, it is exp(-dt / tau)."
         self.decay = numbers("decay", self.decay, self.features, "lie in [0, 1]", hint)
         hint = "Let the kernel bear the sign."

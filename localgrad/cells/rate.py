@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax.linen import initializers
 
+from localgrad.core.contract.checks import positive_integer
+
 
 class RateCell(nn.RNNCellBase):
     r"""A layer of leaky rate units.
@@ -59,6 +61,7 @@ class RateCell(nn.RNNCellBase):
     param_dtype: Any = jnp.float32
 
     def __post_init__(self) -> None:
+        self.features = positive_integer("features", self.features)
         alpha = np.asarray(self.alpha, np.float64)
         if alpha.shape not in ((), (self.features,)):
             raise ValueError(

@@ -14,6 +14,7 @@ from flax.linen import initializers
 
 from localgrad.cells.arguments import each, numbers
 from localgrad.cells.surrogates import SURROGATES, Surrogate, spike
+from localgrad.core.contract.checks import positive_integer
 
 DECAY_HINT = "With a time constant tau > 0 and a step dt, it is exp(-dt / tau)."
 
@@ -90,6 +91,7 @@ class LIFCell(nn.RNNCellBase):
     param_dtype: Any = jnp.float32
 
     def __post_init__(self) -> None:
+        self.features = positive_integer("features", self.features)
         self._numbers("decay", "lie in [0, 1]", DECAY_HINT)
         self._numbers(
             "threshold", "be positive and finite", "Units spike where the voltage exceeds it."
@@ -240,6 +242,7 @@ class ALIFCell(LIFCell):
     beta: Any = 0.1
 
     def __post_init__(self) -> None:
+        self.features = positive_integer("features", self.features)
         self._numbers("adaptation_decay", "lie in [0, 1]", DECAY_HINT)
         self._numbers("beta", "be 0 or more, and finite", "With 0 the threshold is constant.")
         super().__post_init__()

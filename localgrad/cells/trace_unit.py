@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax.linen import initializers
 
 from localgrad.cells.diagonal import across, phases, require_ring, ring
+from localgrad.core.contract.checks import positive_integer
 
 
 class RTUCell(nn.RNNCellBase):
@@ -71,6 +72,7 @@ class RTUCell(nn.RNNCellBase):
     param_dtype: Any = jnp.float32
 
     def __post_init__(self) -> None:
+        self.features = positive_integer("features", self.features)
         require_ring(self.r_min, self.r_max, self.max_phase)
         super().__post_init__()
 

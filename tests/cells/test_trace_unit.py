@@ -44,3 +44,21 @@ def test_precision(cell, dtype):
 def test_a_ring_that_is_none_is_refused():
     with pytest.raises(ValueError, match="0 <= r_min < r_max <= 1; got r_min=0.5 and r_max=0.5"):
         localgrad.RTUCell(3, r_min=0.5, r_max=0.5)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        localgrad.RTUCell,
+        localgrad.LRUCell,
+        localgrad.ElementwiseLSTMCell,
+        localgrad.LIFCell,
+        localgrad.ALIFCell,
+        lambda n: localgrad.RateCell(n, alpha=0.5),
+        lambda n: localgrad.LeakyCell(n, decay=0.5),
+    ],
+)
+@pytest.mark.parametrize("features", [0, -1, 2.5, True])
+def test_a_cell_without_units_is_refused(make, features):
+    with pytest.raises(ValueError, match=f"features must be a positive integer; got {features}"):
+        make(features)
