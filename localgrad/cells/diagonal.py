@@ -46,7 +46,7 @@ class LRUCell(nn.RNNCellBase):
         param_dtype: dtype of the parameters, real.
 
     Raises:
-        ValueError: unless `0 <= r_min < r_max <= 1` and `max_phase > 0`.
+        ValueError: unless N is 1 or more, `0 <= r_min < r_max <= 1` and `max_phase > 0`.
 
     Example:
         >>> import jax, jax.numpy as jnp, localgrad
