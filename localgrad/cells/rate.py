@@ -37,7 +37,8 @@ class RateCell(nn.RNNCellBase):
         param_dtype: dtype of the parameters.
 
     Raises:
-        ValueError: if N is below 1, `alpha` is an array of another shape than (N,), or lies outside (0, 1].
+        ValueError: if N is below 1, or `alpha` is an array of another shape than (N,) or lies
+            outside (0, 1].
 
     Example:
         >>> import jax, jax.numpy as jnp, localgrad
