@@ -90,7 +90,7 @@ NAMES = [pytest.param(n, marks=pytest.mark.slow) if n in LONG else n for n in BE
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.few(6)
+@pytest.mark.few(4)
 def test_benchmark_gives_tables_and_bars(name, tmp_path):
     items = list(BENCHMARKS[name](PLAN))
     tables = [item for item in items if isinstance(item, report.Table)]

@@ -103,6 +103,7 @@ def updates_of(rule: localgrad.LearningRule, it: Built) -> Any:
     "name",
     [n if n == "forgets" else pytest.param(n, marks=pytest.mark.slow) for n in MODELS],
 )
+@pytest.mark.few(1)
 def test_it_is_its_equations_and_its_cuts(name):
     it = built(**MODELS[name])
     outputs, grads = tried(it, by_hand)

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import jax
 import pytest
 
-from tests.conformance.table import Case, telling
+from tests.conformance.table import MACHINERY, Case, telling
 
 
 @pytest.hookimpl(tryfirst=True)  # before the slow ones are left out
@@ -16,6 +16,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if isinstance(case, Case) and not telling(case):
             if item.path.name == "test_contract.py" and "every_pair" not in item.keywords:
                 item.add_marker(pytest.mark.slow)
+        if isinstance(case, Case) and "machinery" in item.keywords and case.rule not in MACHINERY:
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="module", autouse=True)

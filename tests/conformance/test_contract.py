@@ -154,6 +154,7 @@ def test_a_stream_gives_what_the_oracle_gives(case, batch, whole):
     holds(case, groups(whole[0]), expected(case, batch), batch)
 
 
+@pytest.mark.machinery
 def test_an_episode_gives_what_the_oracle_gives(case):
     built, rule = build(case.model), rule_of(case)
     updates, state = rule(built.params, rule.init(built.params), built.batch)
@@ -176,6 +177,7 @@ def test_a_split_changes_nothing_or_truncates(case, batch, whole):
             close(groups(updates), expected(case, batch, cut=np.cumsum(lengths)))
 
 
+@pytest.mark.machinery
 def test_one_step_gives_the_plain_gradient(case, batch):
     row, first = RULES[case.rule], jax.tree.map(lambda a: a[:, :1], batch)
     first = first._replace(mask=np.linspace(0.5, 1, B)[:, None])

@@ -106,6 +106,7 @@ ALONE = [
 
 
 @pytest.mark.parametrize("model", ALONE)
+@pytest.mark.few(1)
 def test_snap_is_exact_where_units_do_not_meet(model):
     built = build(model)
 

@@ -76,6 +76,7 @@ def test_exact_rules_count_and_draw_as_the_cell_does(x64):
     assert fresh[1].tolist() == [-1] * B
 
 
+@pytest.mark.slow
 def test_local_rules_refuse_them_by_name():
     params, batch, _ = problem()
     rule = localgrad.eprop(Noisy(), optax.l2_loss)

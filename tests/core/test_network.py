@@ -63,6 +63,7 @@ def test_shapes_of_its_carry(symbols):
     assert jax.tree.map(jnp.shape, carry) == ((B, 4), ((B, 2), (B, 2)))
 
 
+@pytest.mark.slow
 def test_an_encoder_or_readout_may_have_no_parameters():
     class OneHot(nn.Module):
         @nn.compact

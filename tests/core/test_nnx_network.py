@@ -98,6 +98,7 @@ def test_it_is_a_cell_of_flax(x64):
     close(nnx.to_pure_dict(nnx.state(stack, nnx.Param)), nnx.to_pure_dict(expected))
 
 
+@pytest.mark.slow
 def test_symbols_and_the_best_readout():
     rngs = nnx.Rngs(0)
     stack = localgrad.NNXNetwork(

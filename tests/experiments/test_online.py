@@ -146,7 +146,7 @@ def test_of_rates_as_good_as_each_other_the_middle_one_is_taken():
 
 @pytest.mark.long
 @pytest.mark.parametrize("name", ROWS)
-@pytest.mark.few(8)
+@pytest.mark.few(4)
 def test_every_row_takes_its_network_in_streams(name):
     row, problem = ROWS[name], problems.xor(0)
     model = row.model(8, problem.outputs)

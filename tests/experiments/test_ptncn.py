@@ -82,6 +82,7 @@ def test_a_score_is_the_mean_over_sentences_read_one_by_one(name):
         np.testing.assert_allclose(found[seed], np.mean(nats) / np.log(2), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_run_that_was_interrupted_goes_on_as_if_it_had_not_been(tmp_path):
     counted, _ = problem()
     learner = make_learner(ROWS["ptncn"], counted, 400)
@@ -167,6 +168,7 @@ def test_a_fitted_readout_is_better_than_a_drawn_one_and_serves_whole_sentences(
     assert outcome.test.max() < 0.3, "counting is easy, but not across the edges of calls"
 
 
+@pytest.mark.slow
 def test_videos_are_drawn_anew_and_scored_from_the_second_frame():
     video = bouncing(glyphs("digits"), canvas=(9, 9), frames=4, test_size=4)
     seen = of_video(video, batch_size=2, sequences=4, valid=4, scored=2)
@@ -258,6 +260,7 @@ def test_a_wrong_option_is_an_error_of_one_line(capsys, tmp_path, argv, message)
     assert f"error: {message}" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_gradient_rivals_learn_from_what_is_scored_alone():
     """The first symbol of a sentence follows from nothing: it teaches them nothing."""
     counted, _ = problem()

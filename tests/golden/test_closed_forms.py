@@ -170,6 +170,7 @@ def run(name: str, rule: str) -> tuple[list, list[Step]]:
 
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("name", CELLS)
+@pytest.mark.few(2)
 def test_every_step(name, rule):
     """Gradients, and the eligibility of each parameter for each state component that is live."""
     calls, steps = run(name, rule)

@@ -61,6 +61,7 @@ def averaged(updates: dict) -> dict:
 
 @pytest.mark.parametrize("name", RULES)
 @pytest.mark.parametrize("case", CASES)
+@pytest.mark.few(6)
 def test_whole_sequences(case, name):
     model, params, batch = problem(case)
     rule = RULES[name](model, squared_error, reduction="sum")
@@ -70,6 +71,7 @@ def test_whole_sequences(case, name):
 
 @pytest.mark.parametrize("name", ["full", "ablate_temporal", "ablate_spatial"])
 @pytest.mark.parametrize("case", CASES)
+@pytest.mark.few(4)
 def test_step_by_step(case, name):
     model, params, batch = problem(case)
     rule = RULES[name](model, squared_error, batch_size=B, reduction="sum")

@@ -55,6 +55,7 @@ def test_outputs():
 
 @pytest.mark.parametrize("streams", [None, 1])
 @pytest.mark.parametrize("name", FULL)
+@pytest.mark.few(2)
 def test_rules_that_are_exact_on_a_diagonal(name, streams):
     params, batch = problem()
     rule = FULL[name](CELL, squared_error, batch_size=streams, reduction="sum")

@@ -64,6 +64,7 @@ def test_outputs_and_loss(case):
 
 @pytest.mark.parametrize("rule", [localgrad.bptt, localgrad.rtrl])
 @pytest.mark.parametrize("case", CASES)
+@pytest.mark.few(2)
 def test_gradients_by_a_rule(case, rule):
     model, params, batch, theirs = problem(case)
     rule = rule(model, LOSS)

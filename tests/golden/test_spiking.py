@@ -220,6 +220,7 @@ def test_states_of_stacks(case):
 
 @pytest.mark.parametrize("streams", [None, 1])
 @pytest.mark.parametrize("case", STACKS)
+@pytest.mark.few(2)
 def test_stacks(case, streams):
     _, model, params, batch = stack_of(case)
     loss = optax.softmax_cross_entropy

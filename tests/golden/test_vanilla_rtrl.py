@@ -98,6 +98,7 @@ def test_outputs(case):
 @pytest.mark.parametrize("chunk", [1, 5])
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("name", RULES)
+@pytest.mark.few(6)
 def test_with_frozen_weights(name, case, chunk):
     theirs = load("vanilla_rtrl", f"{case}/frozen/{name}/")
     calls, _ = stream(streaming(RULES[name], case), params_of(case), batch_of(case), chunk)

@@ -219,6 +219,7 @@ def test_a_silent_unit_does_not_overflow(forgetting, chunk):
     assert chunk > 4 or losses[-20:].max() < 1e-2
 
 
+@pytest.mark.slow
 def test_seeds_under_vmap_and_a_donated_state(x64):
     model, _, batch = problem()
     rule = localgrad.force(model, optax.l2_loss, batch_size=B, window=4)

@@ -227,6 +227,7 @@ def test_sets_that_hold_all_units_leave_out_the_statistics_alone():
     close(found, expected | {"w": {"kernel": expected["w"]["kernel"] * there}})
 
 
+@pytest.mark.slow
 def test_nnx_cells_give_the_same():
     model, params, batch, *_ = problem(*STACK)
     expected = learned(localgrad.eprop, model, params, batch)

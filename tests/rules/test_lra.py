@@ -191,6 +191,7 @@ def chain(rule, model):
     return longest_chain(rule.__call__, params, state, localgrad.Batch(frame, frame))
 
 
+@pytest.mark.slow
 def test_no_layer_waits_for_another():
     """The longest chain of products, whatever the depth: drive, predict, correct, learn; or, in
     place of the last, products of examples and of these, for the norm of what is learnt."""

@@ -109,6 +109,7 @@ def spiking(params, x, told_by):
     return jnp.stack(outputs)
 
 
+@pytest.mark.slow
 def test_spiking_units_that_do_not_hear_themselves(x64):
     """A diagonal that the cell masks is no weight of a type, and no credit passes there."""
     options = {"decay": 0.8, "threshold": 0.5, "surrogate": "sigmoid", "dampening": 0.6}

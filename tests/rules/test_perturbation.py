@@ -260,7 +260,7 @@ def test_noise_that_ends_with_its_step_varies_less_and_means_the_same():
 
 
 @pytest.mark.parametrize("antithetic", [False, True])
-@pytest.mark.few(1)
+@pytest.mark.slow
 def test_noise_that_ends_with_its_step_needs_no_memory_of_it(antithetic):
     model, params, batch = network()
     told = {"key": jax.random.key(3), "credit": "step", "resync": True, "samples": 2}
@@ -278,7 +278,7 @@ def test_noise_that_ends_with_its_step_needs_no_memory_of_it(antithetic):
 
 
 @pytest.mark.parametrize("credit", ["step", "causal"])
-@pytest.mark.few(1)
+@pytest.mark.slow
 def test_one_sample_of_activity_lies_closer_to_the_gradient(credit):
     model, params, batch = network(nn.SimpleCell(8, param_dtype=jnp.float64), steps=12, batch=1)
     given = (model, params, batch._replace(reset=None))
@@ -300,6 +300,7 @@ def test_one_sample_of_activity_lies_closer_to_the_gradient(credit):
     assert active.mean() > nodes.mean() + 4 * error
 
 
+@pytest.mark.slow
 def test_the_variance_falls_as_one_over_samples():
     given = network(nn.SimpleCell(N, param_dtype=jnp.float64), batch=1)
     one, error = relative_variance(localgrad.node_perturbation, given, scale=1e-4)

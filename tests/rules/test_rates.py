@@ -57,6 +57,7 @@ def given(kinds, *cells):
     return model, params, batch, steps, oracles.net_of(kinds, model, steps)
 
 
+@pytest.mark.few(1)
 def test_the_rate_of_a_call_is_a_term_of_its_objective():
     """Exactly so where units have no recurrent synapses, and whatever the losses' weights are."""
     leaky = localgrad.LeakyCell(3, decay=0.7, scale=0.3, param_dtype=float)

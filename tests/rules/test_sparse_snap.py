@@ -127,6 +127,7 @@ def test_units_that_reach_nobody_are_as_at_order_1():
     assert_close(updates[3], updates[1])
 
 
+@pytest.mark.slow
 def test_all_weights_at_order_1_is_snap_1():
     """In a stack with an encoder and unit parameters, with feedback and rates of its own."""
     built = table.build("embed")

@@ -50,7 +50,7 @@ ENDLESS = {
 
 
 @pytest.mark.parametrize("name", ENDLESS)
-@pytest.mark.few(1)
+@pytest.mark.few(2)
 def test_endless_sequences(name):
     t, a, b, w = golden(f"inf/{name}/")["t_abw"]
     start = theory.Modes(a[0], w[0], b[0])
