@@ -43,7 +43,7 @@ class Config:
     for the others. coin .469; .466; .468; .503; .514; .550; .528; .622 (floors .519, .4545).
     Mackey-Glass .00005; .00008; .00005; .00010; .00011; .00010; .00013; .0031. text, bits 2.46;
     2.40; 2.39; 2.54; 2.55; 2.63; 2.76; 3.46. KF-RTRL; UORO; DNI; MDGL: copy .0004; .35; .77; .0013;
-    coin .485; .579; .485; .499; text 2.53; 3.22; 2.42; 2.44. OK(4); and on sparse GRUs BPTT, SnAp-1,
+    coin .485; .579; .485; .499; text 2.53; 3.22; 2.42; 2.44. OK(4); on sparse GRUs BPTT, SnAp-1,
     SnAp-2: copy .0002; .0081, .33, .0069; coin .473; .504, .521, .510; text 2.40; 2.56, 2.58, 2.52.
     docs/papers/online.md has the rest.
 
