@@ -10,10 +10,11 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-CELL_NAMES = ("rate", "GRU", "LSTM", "ALIF", "LRU", "RTU")
+CELL_NAMES = ("rate", "GRU", "LSTM", "OptimizedLSTM", "ALIF", "LRU", "RTU")
 SECTION_NAMES = (
     "speed",
     "windows",
+    "sizes",
     "peers",
     "memory",
     "latency",
@@ -35,9 +36,9 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
         prog="python -m benchmarks",
         description="What localgrad's rules cost beside jitted Flax BPTT, in one process and, on a "
-        "CPU, on one core: time, windows, peers, peak memory, latency of a step, compiling, depth, "
-        "growth with N, P-TNCN, noisy samples, devices, variance. For a GPU: --sections grid "
-        "--cells rate GRU LSTM, every rule at N = 128, 512 and 2048.",
+        "CPU, on one core: time, windows, other sizes, peers, peak memory, latency of a step, "
+        "compiling, depth, growth with N, P-TNCN, noisy samples, devices, variance. For a GPU: "
+        "--sections grid --cells rate GRU LSTM, every rule at N = 128, 512 and 2048.",
     )
     size = made.add_mutually_exclusive_group()
     size.add_argument(
@@ -125,6 +126,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         samples,
         scaling,
         sharding,
+        sizes,
         variance,
     )
 
@@ -151,6 +153,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     benchmarks = {
         "speed": measures.speed,
         "windows": measures.windows,
+        "sizes": sizes.sizes,
         "peers": peers.peers,
         "memory": measures.memory,
         "latency": measures.latency,

@@ -25,6 +25,7 @@ CELLS: dict[str, Callable[[int], Any]] = {
     "rate": lambda units: localgrad.RateCell(units, alpha=0.2),
     "GRU": nn.GRUCell,
     "LSTM": nn.LSTMCell,
+    "OptimizedLSTM": nn.OptimizedLSTMCell,
     "ALIF": localgrad.ALIFCell,
     "LRU": localgrad.LRUCell,
     "RTU": localgrad.RTUCell,
@@ -33,6 +34,7 @@ TRAITS = {
     "rate": (),
     "GRU": ("gated",),
     "LSTM": ("gated",),
+    "OptimizedLSTM": ("gated",),
     "ALIF": ("gated",),
     "LRU": ("gated", "tuned"),
     "RTU": ("gated", "tuned", "paired"),
@@ -115,6 +117,7 @@ class Plan(NamedTuple):
         grid_batch: its B.
         grid_steps: its T.
         grid_room: bytes of a state above which a rule is left out of it.
+        sizes_divided: what N, T and B of the cases away from the usual size are divided by.
         varied_units: the N of the cell whose gradient's variance is measured.
         varied_steps: its T.
         varied_windows: the W.
@@ -165,6 +168,7 @@ class Plan(NamedTuple):
     grid_batch: int = 32
     grid_steps: int = 256
     grid_room: int = 8 * 2**30
+    sizes_divided: int = 1
     varied_units: int = 16
     varied_steps: int = 100
     varied_windows: Sequence[int] = (1, 10, 50)
@@ -183,7 +187,7 @@ class Plan(NamedTuple):
 class Problem(NamedTuple):
     """A network of cells and a Dense readout, with its parameters and a batch."""
 
-    model: localgrad.Network
+    model: Any
     params: Any
     batch: localgrad.Batch
 

@@ -181,7 +181,7 @@ def _single_steps(plan: Plan, cell: str, task: Problem) -> tuple[dict[str, Any],
     """Calls of one step, and calls of a scan over all steps of the task."""
     step, arguments = _flax_step(task)
     once = {ONE_STEP: functools.partial(jax.jit(step), *arguments)}
-    scans = {ONE_STEP: compiled(*_flax_scan(task))}
+    scans = {ONE_STEP: compiled(*flax_scan(task, SGD))}
     first = task._replace(batch=jax.tree.map(lambda a: a[:, :1], task.batch))
     for name in plan.rules_for(cell):
         row, settings = RULES[name]
@@ -207,18 +207,18 @@ def _flax_step(task: Problem) -> tuple[Callable, tuple]:
     return step, (task.params, carry, inputs, targets)
 
 
-def _flax_scan(task: Problem) -> tuple[Callable, tuple]:
-    """The same step with SGD, scanned over the whole batch."""
+def flax_scan(task: Problem, optimizer: optax.GradientTransformation) -> tuple[Callable, tuple]:
+    """The same step with an optimizer, scanned over the whole batch, and its arguments."""
     step, (params, carry, *_) = _flax_step(task)
 
     def run(params: Any, opt_state: Any, carry: Any, batch: localgrad.Batch) -> Any:
         def body(so_far: Any, xy: Any) -> tuple[Any, jax.Array]:
             params, opt_state, carry = so_far
             (loss, carry), grads = step(params, carry, *xy)
-            updates, opt_state = SGD.update(grads, opt_state, params)
+            updates, opt_state = optimizer.update(grads, opt_state, params)
             return (optax.apply_updates(params, updates), opt_state, carry), loss
 
         xs = jnp.moveaxis(batch.inputs, 1, 0), jnp.moveaxis(batch.targets, 1, 0)
         return jax.lax.scan(body, (params, opt_state, carry), xs)
 
-    return run, (params, SGD.init(params), carry, task.batch)
+    return run, (params, optimizer.init(params), carry, task.batch)

@@ -16,6 +16,7 @@ from localgrad.cells.trace_unit import RTUCell
 from localgrad.combine import mix
 from localgrad.core.contract.rule import Batch, LearningRule
 from localgrad.core.model.decorrelation import Decorrelation
+from localgrad.core.model.linen import from_linen
 from localgrad.core.model.network import Network
 from localgrad.core.model.nnx_network import NNXNetwork, from_nnx
 from localgrad.core.passes.rates import FiringRate
@@ -79,6 +80,7 @@ __all__ = [
     "fit_ridge",
     "force",
     "forward_gradient",
+    "from_linen",
     "from_nnx",
     "guard",
     "kf_rtrl",

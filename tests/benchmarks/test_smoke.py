@@ -16,6 +16,7 @@ from benchmarks import (
     samples,
     scaling,
     sharding,
+    sizes,
     variance,
 )
 from benchmarks.__main__ import CELL_NAMES, SECTION_NAMES, parser
@@ -60,6 +61,7 @@ PLAN = harness.Plan(
     grid_batch=2,
     grid_steps=3,
     grid_room=2**14,
+    sizes_divided=64,
     varied_units=4,
     varied_steps=6,
     varied_windows=(1, 3),
@@ -71,6 +73,7 @@ PLAN = harness.Plan(
 BENCHMARKS = {
     "speed": measures.speed,
     "windows": measures.windows,
+    "sizes": sizes.sizes,
     "peers": peers.peers,
     "memory": measures.memory,
     "latency": measures.latency,
@@ -85,7 +88,7 @@ BENCHMARKS = {
 }
 
 
-LONG = ("samples", "devices", "compile")  # for several devices; again and again
+LONG = ("sizes", "samples", "devices", "compile")  # many, for several devices, again and again
 NAMES = [pytest.param(n, marks=pytest.mark.slow) if n in LONG else n for n in BENCHMARKS]
 
 

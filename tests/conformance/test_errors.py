@@ -334,7 +334,7 @@ def test_a_model_is_a_flax_cell():
 def test_a_step_is_pure(factory):
     layers = {"i": {"kernel": np.ones((IN, N))}, "h": {"kernel": np.ones((N, N))}}
     statistics = layers | {"BatchNorm_0": {"scale": np.ones(N), "bias": np.ones(N)}}
-    hint = r".*BatchNorm, Dropout"
+    hint = r".*from_linen.*BatchNorm use_running_average, make Dropout deterministic"
     refused(f"Dropped cannot be run .*{hint}", run, BATCH, factory, zoo.Dropped(), layers)
     refused(
         f"BatchNormed cannot be run .*{hint}", run, BATCH, factory, zoo.BatchNormed(), statistics

@@ -1,4 +1,4 @@
-"""What an NNX module holds beside its parameters: fixed, by value, and never written."""
+"""What a module holds beside its parameters: fixed, by value, and never written."""
 
 import chex
 import flax.linen as nn
@@ -122,3 +122,109 @@ def test_constants_have_values():
         nnx.eval_shape(lambda: localgrad.from_nnx(Leaky())[1])
     with pytest.raises(ValueError, match="must be an NNX module"):
         localgrad.from_nnx(nn.GRUCell(N))
+
+
+class Wired(nn.RNNCellBase):
+    """Leaky units in Linen: collections hold the leaks, a mask of the wiring, running averages."""
+
+    bare: bool = False
+    writes: bool = False
+
+    @nn.compact
+    def __call__(self, h, x):
+        draw = nn.initializers.lecun_normal()
+        leaks = self.variable("times", "leaks", lambda: jnp.asarray(LEAKS)[None])
+        mask = self.variable("wiring", "mask", lambda: jnp.tril(jnp.ones((N, N)), 1)).value
+        if self.bare:
+            heard = h @ (self.param("w", draw, (N, N), float) * mask)
+        else:
+            heard = nn.Dense(N, use_bias=False, param_dtype=float, name="h")(h)
+        drive = nn.Dense(N, param_dtype=float, name="i")(x) + heard
+        h = (1 - leaks.value) * h + leaks.value * jnp.tanh(drive)
+        if self.writes:
+            leaks.value = 0.9 * leaks.value
+        norm = nn.BatchNorm(True, epsilon=0, use_bias=False, use_scale=False, dtype=float)
+        return h, norm(h)
+
+    def initialize_carry(self, key, input_shape):
+        return jnp.zeros((*input_shape[:-1], N))
+
+    @property
+    def num_feature_axes(self):
+        return 1
+
+
+def drawn(module):
+    """Variables whose running averages tell."""
+    carry = module.initialize_carry(jax.random.key(0), (B, IN))
+    variables = module.init(jax.random.key(1), carry, jnp.ones((B, IN)))
+    averages = jax.tree.map(lambda a: a + jnp.arange(N) / N, variables["batch_stats"])
+    return {**variables, "batch_stats": averages}
+
+
+@pytest.mark.parametrize("factory", [localgrad.bptt, localgrad.eprop, localgrad.rtrl])
+@pytest.mark.few(2)
+def test_collections_of_a_linen_cell_are_constants(factory, batch):
+    """The same cell whose leaks are an attribute, and whose readout does what the averages do."""
+    variables = drawn(Wired())
+    model, params = localgrad.from_linen(Wired(), variables)
+    rule = factory(model, optax.l2_loss, batch_size=B, example=batch.inputs[0, 0])
+    found, _ = jax.jit(rule)(params, rule.init(params), batch)
+    averages = variables["batch_stats"]["BatchNorm_0"]
+
+    def loss(y, target):
+        return optax.l2_loss((y - averages["mean"][None]) / jnp.sqrt(averages["var"][None]), target)
+
+    cell = localgrad.RateCell(N, alpha=LEAKS, param_dtype=float)
+    rule = factory(cell, loss, batch_size=B, example=batch.inputs[0, 0])
+    expected, _ = rule(params, rule.init(params), batch)
+    chex.assert_trees_all_close(found, expected, rtol=1e-12)
+
+
+def test_a_networks_parts_have_their_own_collections(batch):
+    """RTRL of two layers with a normalised readout is BPTT's gradient by autodiff of the whole."""
+    norm = nn.BatchNorm(True, dtype=float, param_dtype=float)
+    network = localgrad.Network((Wired(), Wired(bare=True)), readout=norm)
+    variables = drawn(network)
+    model, params = localgrad.from_linen(network, variables)
+    rule = localgrad.rtrl(model, optax.l2_loss)
+    found, _ = rule(params, rule.init(params), batch)
+
+    def loss(params):
+        carry, total = network.initialize_carry(jax.random.key(0), (B, IN)), 0.0
+        for t in range(T):
+            held = {**variables, "params": params}
+            carry, y = network.apply(held, carry, batch.inputs[:, t])
+            total += optax.l2_loss(y, batch.targets[:, t]).mean()
+        return total / T
+
+    chex.assert_trees_all_close(found, jax.grad(loss)(params), rtol=1e-10)
+
+
+def test_weights_under_a_mask_of_a_collection_are_credited(batch):
+    model, params = localgrad.from_linen(Wired(bare=True), drawn(Wired(bare=True)))
+    rule = localgrad.eprop(model, optax.l2_loss)
+    updates, _ = rule(params, rule.init(params), batch)
+    there = np.tril(np.ones((N, N)), 1) != 0
+    assert (np.asarray(updates["w"] != 0) == there).all()
+
+
+def test_linen_models_are_equal_by_the_values_of_their_constants():
+    one, other = (localgrad.from_linen(Wired(), drawn(Wired()))[0] for _ in range(2))
+    changed = localgrad.from_linen(Wired(), drawn(Wired()) | {"times": {"leaks": jnp.ones((1, N))}})
+    assert one == other and hash(one) == hash(other) and changed[0] != one
+
+
+def test_what_a_linen_step_writes_or_lacks_is_refused(batch):
+    module = Wired(writes=True)
+    model, params = localgrad.from_linen(module, drawn(module))
+    rule = localgrad.eprop(model, optax.l2_loss)
+    with pytest.raises(ValueError, match=r"Wired cannot be run as a pure function.*times"):
+        rule(params, rule.init(params), batch)
+    rule = localgrad.eprop(Wired(), optax.l2_loss)
+    with pytest.raises(ValueError, match=r"Wired cannot be run.*localgrad.from_linen"):
+        rule(params, rule.init(params), batch)
+    with pytest.raises(ValueError, match=r"with its 'params'.*got the collections \['h', 'i'\]"):
+        localgrad.from_linen(Wired(), params)
+    with pytest.raises(ValueError, match="Linen module; got GRUCell.*from_nnx"):
+        localgrad.from_linen(nnx.GRUCell(IN, N, rngs=nnx.Rngs(0)), {})

@@ -1,11 +1,13 @@
-"""What an NNX module holds beside its parameters: arrays that no step may change."""
+"""What a module holds beside its parameters: arrays that no step may change."""
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Hashable
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,28 +21,43 @@ class Constants:
     equal constants share what is compiled and tried.
 
     Args:
-        state: all that the module holds but its parameters.
+        state: all that the module holds but its parameters: an `nnx.State`, or collections.
         name: the module's class, for messages.
 
     Raises:
         ValueError: if an array has no value yet, as inside `jax.jit` or `jax.eval_shape`.
     """
 
-    def __init__(self, state: nnx.State, name: str) -> None:
+    def __init__(self, state: Any, name: str) -> None:
+        self._name = name
         entries, self._treedef = jax.tree_util.tree_flatten_with_path(state)
         self._leaves = [_owned(leaf) for _, leaf in entries]
         shown = [_value_of(leaf, f"{name}{jax.tree_util.keystr(path)}") for path, leaf in entries]
         self._value = (self._treedef, *shown)
 
-    def state(self) -> nnx.State:
-        """The arrays, as `nnx.merge` takes them."""
+    def state(self) -> Any:
+        """The arrays, as they were given."""
         return jax.tree.unflatten(self._treedef, self._leaves)
+
+    def under(self, name: str) -> Constants:
+        """Of the collections of a Linen network, those of the part of this name."""
+        every = self.state().items()
+        own = {collection: tree[name] for collection, tree in every if name in tree}
+        return Constants(own, self._name)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Constants) and self._value == other._value
 
     def __hash__(self) -> int:
         return hash(self._value)
+
+
+@dataclasses.dataclass(frozen=True)
+class LinenModel:
+    """A Linen cell or `Network` with its constants, static; made by `localgrad.from_linen`."""
+
+    module: nn.Module
+    constants: Constants
 
 
 def _owned(leaf: Any) -> Any:
@@ -52,8 +69,8 @@ def _value_of(leaf: Any, label: str) -> Hashable:
     """What tells an array's value and type from all others'."""
     if isinstance(leaf, jax.core.Tracer | jax.ShapeDtypeStruct):
         raise ValueError(
-            f"{label} holds {leaf}, which has no value here. Call localgrad.from_nnx outside of "
-            "jax.jit, jax.vmap and jax.eval_shape, on a module with numbers."
+            f"{label} holds {leaf}, which has no value here. Make the model outside of jax.jit, "
+            "jax.vmap and jax.eval_shape, from a module with numbers."
         )
     keyed = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
     numbers = np.asarray(jax.random.key_data(leaf) if keyed else leaf)

@@ -18,7 +18,7 @@ import jax
 from flax import nnx
 from flax.traverse_util import unflatten_dict
 
-from localgrad.core.model.constants import Constants, held_by, require_unchanged
+from localgrad.core.model.constants import Constants, LinenModel, held_by, require_unchanged
 from localgrad.core.model.decorrelation import Decorrelation
 from localgrad.core.model.statistics import LINEN_NORMS, NNX_NORMS, hold, holding
 from localgrad.core.params import Leaves, Path, flatten
@@ -75,10 +75,12 @@ class LinenModule:
 
     Attributes:
         module: the module.
+        constants: its collections beside `params`, or None for none.
         held_statistics: whether the statistics of its normalisations carry no credit.
     """
 
     module: nn.Module
+    constants: Constants | None = None
     held_statistics: bool = False
 
     @property
@@ -97,7 +99,11 @@ class LinenModule:
 
     def _call(self, params: Leaves, *args: Any) -> Any:
         with holding() if self.held_statistics else contextlib.nullcontext():
-            return self.module.apply({"params": unflatten_dict(params)}, *args)
+            return self.module.apply(self._variables(params), *args)
+
+    def _variables(self, params: Leaves) -> dict[str, Any]:
+        fixed = {} if self.constants is None else self.constants.state()
+        return {"params": unflatten_dict(params), **fixed}
 
     def normalises(self, params: Leaves, *args: Any) -> bool:
         """Whether it calls a normalisation; shapes suffice."""
@@ -146,8 +152,7 @@ class LinenModule:
 
     def observe(self, params: Leaves, carry: Any, target: Any) -> Any:
         """The carry, corrected by the target of the step that it leaves."""
-        variables = {"params": unflatten_dict(params)}
-        return self.module.apply(variables, carry, target, method="observe")
+        return self.module.apply(self._variables(params), carry, target, method="observe")
 
 
 def _only(layer: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
@@ -289,6 +294,8 @@ def as_module(model: Any) -> Module:
     """The adapter of a model; raises for what is neither a Linen module nor from `from_nnx`."""
     if isinstance(model, NNXModule):
         return model
+    if isinstance(model, LinenModel):
+        return LinenModule(model.module, model.constants)
     if isinstance(model, nn.Module):
         require_cell(model)
         return LinenModule(model)
@@ -321,7 +328,8 @@ def impure(error: Exception, name: str) -> ValueError | None:
         )
     if isinstance(error, flax.errors.FlaxError):
         return ValueError(
-            f"{name} cannot be run as a pure function of its parameters: {error} Modules with "
-            "mutable state or randomness in the step (BatchNorm, Dropout) are not supported."
+            f"{name} cannot be run as a pure function of its parameters: {error} Collections that "
+            "no step changes come along by localgrad.from_linen(module, variables); let BatchNorm "
+            "use_running_average, make Dropout deterministic."
         )
     return None

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from localgrad.core.model.coded import CodedModule, coded
+from localgrad.core.model.constants import Constants, LinenModel
 from localgrad.core.model.isolation import require_apart
 from localgrad.core.model.modules import (
     LinenModule,
@@ -147,13 +148,18 @@ class Stack(NamedTuple):
 def parts(model: Any) -> tuple[Module | None, list[Module], list[Path], Module | None]:
     """Encoder, cells, the cells' prefixes in params, and readout."""
     module = as_module(model)
-    if not isinstance(model, Network | NNXStack):
+    network, fixed = model, None
+    if isinstance(model, LinenModel):
+        network, fixed = model.module, model.constants
+    if not isinstance(network, Network | NNXStack):
         return None, [module], [()], None
-    names: list[Path] = [(f"cells_{i}",) for i in range(len(model.cells))]
-    if isinstance(model, NNXStack):
-        return model.encoder, list(model.cells), names, model.readout
-    cells: list[Module] = [_free(cell) for cell in model.cells]
-    return _free(model.encoder), cells, names, _free(model.readout)
+    names: list[Path] = [(f"cells_{i}",) for i in range(len(network.cells))]
+    if isinstance(network, NNXStack):
+        return network.encoder, list(network.cells), names, network.readout
+    named = zip(network.cells, names, strict=True)
+    cells: list[Module] = [_free(cell, fixed, *name) for cell, name in named]
+    encoder = _free(network.encoder, fixed, "encoder")
+    return encoder, cells, names, _free(network.readout, fixed, "readout")
 
 
 def require_fit(model: Any, params: Leaves) -> None:
@@ -177,8 +183,12 @@ def require_fit(model: Any, params: Leaves) -> None:
         )
 
 
-def _free(module: Any) -> Any:
-    return None if module is None else LinenModule(module.clone(parent=None, name=None))
+def _free(module: Any, fixed: Constants | None, name: str) -> Any:
+    """A part of a network by itself, with its own constants."""
+    if module is None:
+        return None
+    own = None if fixed is None else fixed.under(name)
+    return LinenModule(module.clone(parent=None, name=None), own)
 
 
 def assemble(model: Any, params: Leaves, x: Any, held_statistics: bool = False) -> Stack:
