@@ -121,7 +121,7 @@ RULES: dict[str, Rule] = {
         (*_LOCAL, "bare", "paired"),
         keyed=True,
         plain=("readout",),
-        models=("embed", "lstm"),
+        models=("embed",),
     ),
     "deep_eprop": Rule(
         localgrad.deep_eprop,
@@ -141,7 +141,7 @@ RULES: dict[str, Rule] = {
         keyed=True,
         fast=True,
         plain=("readout",),
-        models=("embed", "two_rates", "simple"),
+        models=("embed", "simple"),
     ),
     "tbptt": Rule(localgrad.tbptt, "TBPTT({horizon})", "tbptt", {"horizon": 3}),
     "tbptt_stride": Rule(

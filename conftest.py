@@ -10,9 +10,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import flax
 import jax
 import pytest
 from xdist.scheduler import LoadScopeScheduling
+
+# Where in the code each operation came from is asked by no test, and takes a twentieth of the time.
+jax.config.update("jax_traceback_in_locations_limit", 0)
+flax.config.update("flax_profile", False)
 
 # JAX's objects live long, and looking through them all again and again takes a tenth of the time.
 gc.set_threshold(100_000, 20, 100)

@@ -129,6 +129,7 @@ def pairs():
 
 
 @pytest.mark.parametrize("case", pairs())
+@pytest.mark.few(3)
 def test_every_rule_is_resumed_bit_by_bit(case, tmp_path, x64):
     built = build(case.model)
     rule = rule_of(case, streaming=True, reduction="mean")
@@ -197,6 +198,7 @@ QUICK = ("lra", "force", "average")
 @pytest.mark.parametrize(
     "name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in APART]
 )
+@pytest.mark.few(1)
 def test_rules_without_a_row_are_resumed_bit_by_bit(name, tmp_path, x64):
     assert_resumed(tmp_path, *streamed(*APART[name]()))
 
@@ -249,6 +251,7 @@ def large_file(step):
         ("cut", "metrics/metrics", "JSONDecodeError: Unterminated string"),
     ],
 )
+@pytest.mark.few(3)
 def test_a_damaged_step_is_skipped(damage, which, why, tmp_path, collected):
     write(tmp_path)
     path = which(tmp_path / "2") if callable(which) else tmp_path / "2" / which
@@ -358,6 +361,7 @@ def learner(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.few(2)
 def test_another_tree_is_refused_leaf_by_leaf(name, learner):
     make, message = OTHERS[name]
     before = sorted(learner.rglob("*"))

@@ -104,7 +104,7 @@ def test_a_group_may_be_what_a_rule_alone_would_refuse():
 
 
 @pytest.mark.parametrize("lengths", [[2, 4], [1] * T])
-@pytest.mark.few(1)
+@pytest.mark.slow
 def test_a_split_changes_nothing(lengths):
     model, params, batch = network()
     whole = mixed(model, reduction="sum", window=4)[1]
@@ -118,6 +118,7 @@ def test_a_split_changes_nothing(lengths):
     chex.assert_trees_all_close(total, wanted, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_it_is_a_rule_as_any_other():
     model, params, batch = network()
     rule = mixed(model, batch_size=B)[1]

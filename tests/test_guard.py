@@ -72,6 +72,7 @@ def of_streams(state, which):
 
 
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.few(2)
 def test_of_streams_that_are_well_it_is_the_rule(name):
     rule = rule_of(name, network()[0])
     params, guarded = params_of(rule), localgrad.guard(rule)
@@ -89,6 +90,7 @@ def test_of_streams_that_are_well_it_is_the_rule(name):
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("shown", ["inputs", "targets"])
+@pytest.mark.few(4)
 def test_a_stream_that_is_shown_a_nan_is_left_out_and_begins_anew(name, shown):
     rule = rule_of(name, network()[0])
     params, guarded = params_of(rule), localgrad.guard(rule)
@@ -112,6 +114,7 @@ def test_a_stream_that_is_shown_a_nan_is_left_out_and_begins_anew(name, shown):
 
 
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.few(2)
 def test_without_a_guard_no_other_streams_memory_is_reached(name):
     rule = rule_of(name, network()[0])
     params, batch = params_of(rule), drawn()
@@ -180,6 +183,7 @@ def test_an_influence_that_explodes_is_seen_and_held():
 
 
 @pytest.mark.parametrize("name", ["average", "mix", "lra", "force"])
+@pytest.mark.few(2)
 def test_it_takes_rules_of_rules_and_those_with_no_row(name):
     model, params = network()
     told = {"batch_size": B, "example": jnp.zeros(IN)}

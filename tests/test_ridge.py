@@ -74,6 +74,7 @@ def test_force_without_forgetting_arrives_there(x64):
     close(optax.apply_updates(blank, jax.tree.map(jnp.negative, updates)), found)
 
 
+@pytest.mark.slow
 def test_float32_keeps_what_correlations_would_lose(x64):
     wide, _ = reservoir(float)
     model, params = reservoir(jnp.float32)

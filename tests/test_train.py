@@ -150,7 +150,7 @@ def of_several(name, model, **options):
 
 
 @pytest.mark.parametrize("name", [*by_machinery(RULES), "mix", "average", "force", "dni"])
-@pytest.mark.few(1)
+@pytest.mark.slow
 def test_every_rule_predicts_before_it_learns(name):
     """With masks and resets; the oracle runs the model as it was before the update."""
     rule, params, batch = started(name if name in RULES else "bptt")

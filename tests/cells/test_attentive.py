@@ -112,6 +112,7 @@ def test_it_is_its_equations_and_its_cuts(name):
 
 
 @pytest.mark.usefixtures("x64")
+@pytest.mark.slow
 def test_rtrl_credits_the_same():
     it = built(**MODELS["some_steps"])
     rule = localgrad.rtrl(it.cell, optax.l2_loss, window=2)
@@ -171,6 +172,7 @@ def test_among_many_slots_the_state_does_not_choose():
 
 
 @pytest.mark.usefixtures("x64")
+@pytest.mark.slow
 def test_streams_and_resets():
     """A stream goes on where it was; an example that begins anew remembers nothing."""
     it = built(**MODELS["some_steps"])
@@ -193,7 +195,7 @@ def test_streams_and_resets():
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
-@pytest.mark.few(1)
+@pytest.mark.slow
 def test_precision(dtype):
     """Counters stay float32; scores that all tie give no infinities."""
     cell = localgrad.SABCell(

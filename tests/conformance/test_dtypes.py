@@ -95,7 +95,7 @@ def test_updates_have_their_parameters_dtype(name, mixture):
 
 @settled_rule
 @pytest.mark.parametrize("mixture", list(MIXTURES)[1:])
-@pytest.mark.few(5)
+@pytest.mark.few(2)
 def test_precision_does_not_change_the_rule(name, mixture):
     dtype, data, x64 = MIXTURES[mixture]
     error = 0.05 if dtype == jnp.bfloat16 else 1e-4
@@ -110,7 +110,7 @@ CELLS = {"GRU": (nn.GRUCell, ("gated",)), "rate": (localgrad.RateCell, ())}
 
 @pytest.mark.parametrize("cell", ["GRU", pytest.param("rate", marks=pytest.mark.slow)])
 @every_rule
-@pytest.mark.few(1)
+@pytest.mark.slow
 def test_computing_in_bfloat16_with_float32_parameters(name, cell):
     if RULES[name].refusal(CELLS[cell][1]):
         pytest.skip("the rule refuses the cell")
@@ -153,7 +153,7 @@ SPIKING = {"LIF": (localgrad.LIFCell, jnp.bfloat16), "ALIF": (localgrad.ALIFCell
 @pytest.mark.parametrize(
     "name", ["snap", pytest.param("deep_eprop", marks=pytest.mark.slow)]
 )  # on one layer, with autapses, the same
-@pytest.mark.few(1)
+@pytest.mark.slow
 def test_a_carry_of_two_dtypes(name, cell):
     """Float32 inputs make voltages and spikes float32; the count of silent steps stays half."""
     cell, dtype = SPIKING[cell]
@@ -168,6 +168,7 @@ def test_a_carry_of_two_dtypes(name, cell):
 
 
 @settled_rule
+@pytest.mark.few(1)
 def test_bfloat16_parameters_keep_a_float32_influence_over_many_steps(name):
     """Two calls of 50 steps: .3 % from float32's updates, of which rounding them takes .17."""
     row, rng = RULES[name], np.random.default_rng(0)

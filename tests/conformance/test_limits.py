@@ -46,7 +46,7 @@ def brute_force(model):
     "horizon", [1, 3, *(pytest.param(h, marks=pytest.mark.slow) for h in (2, 7))]
 )
 @pytest.mark.parametrize("model", [pytest.param("two_rates", marks=pytest.mark.slow), "embed"])
-@pytest.mark.few(1)
+@pytest.mark.slow
 def test_tbptt_credits_each_loss_with_its_last_steps(model, horizon):
     built = build(model)
     batch = fed(built.batch)
@@ -86,6 +86,7 @@ def test_tbptt_credits_blocks_of_losses_together(model, horizon, stride):
 
 
 @pytest.mark.parametrize("horizon", [T, T + 5])
+@pytest.mark.few(1)
 def test_a_horizon_beyond_the_data_is_bptt(horizon):
     built = build("rate")
     batch = fed(built.batch)

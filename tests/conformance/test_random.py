@@ -93,6 +93,7 @@ def exact() -> Any:
     return groups(oracles.bptt(built.model, built.params, steps))
 
 
+@pytest.mark.slow
 def test_noise_without_a_bias_passes():
     draws.assert_mean(drawn(noisy()), exact())
 
@@ -131,7 +132,7 @@ def test_a_key_gives_the_same_again_and_another_gives_other_numbers(name):
 
 
 @every_random_rule
-@pytest.mark.few(1)
+@pytest.mark.slow
 def test_each_example_draws_its_own_noise(name):
     """Noise of its own adds up in variance, noise in common would in standard deviation."""
 

@@ -154,6 +154,7 @@ def test_what_a_local_rule_cannot_credit_it_refuses(cell):
             rule(params, rule.init(params), batch)
 
 
+@pytest.mark.slow
 def test_a_convolutional_cell_is_for_exact_rules():
     model = nn.ConvLSTMCell(2, kernel_size=(2,))
     params, batch = problem(model, spatial=(3,))

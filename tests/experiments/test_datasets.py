@@ -266,6 +266,7 @@ def test_starts_and_directions_are_uniform():
         assert abs(up - 0.5) < 5 * 0.5 / np.sqrt(len(moved))
 
 
+@pytest.mark.slow
 def test_videos_under_transforms_and_by_seed():
     video = bouncing(glyphs("digits_0_4"), 3, canvas=(12, 12), frames=5, test_size=4)
     again = bouncing(glyphs("digits_0_4"), 3, canvas=(12, 12), frames=5, test_size=4)
@@ -412,6 +413,7 @@ def test_next_symbols_by_hand():
     np.testing.assert_array_equal(scored(next_frames(frames)), [[0, 1, 1]])
 
 
+@pytest.mark.slow
 def test_a_ptncn_takes_them():
     """It knows nothing of the first symbol, is corrected by it, and learns."""
     codes = jax.tree.map(lambda a: a[0], streams(ragged(8, most=9), 8, 8))

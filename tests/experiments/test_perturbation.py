@@ -166,6 +166,7 @@ def small_net(steps=6):
     return model, model.init(keys[2], carry, inputs[:, 0])["params"], batch
 
 
+@pytest.mark.slow
 def test_theory_has_the_librarys_gradients_for_means():
     model, params, batch = small_net()
     linear = moments.linearised(params, batch.inputs[0], batch.targets[0])
@@ -233,6 +234,7 @@ def tiny(updates=4):
     )
 
 
+@pytest.mark.slow
 def test_rates_fall_on_a_line_and_more_are_tried_beyond_an_edge(monkeypatch, tmp_path):
     row = ROWS["readout_only"]._replace(rates=(1e-4, 1e-3))
     monkeypatch.setitem(ROWS, "readout_only", row)
@@ -337,7 +339,7 @@ def test_a_short_run_measures_variances(tmp_path, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ROWS)
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 def test_every_row_makes_a_rule_of_its_network(name):
     row, problem = ROWS[name], tiny()
     model = row.model(2, 1)

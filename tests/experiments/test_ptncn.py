@@ -49,6 +49,7 @@ def test_all_rivals_have_no_more_parameters_and_nearly_as_many():
         assert found <= 3000 < more, name
 
 
+@pytest.mark.slow
 def test_rtrl_gets_as_many_units_as_its_room_allows():
     counted, _ = problem()
     row = ROWS["gru_rtrl"]._replace(room=2e6)
@@ -59,7 +60,7 @@ def test_rtrl_gets_as_many_units_as_its_room_allows():
 
 
 @pytest.mark.parametrize("name", ["lstm_bptt", "ptncn"])
-@pytest.mark.few(1)
+@pytest.mark.slow
 def test_a_score_is_the_mean_over_sentences_read_one_by_one(name):
     counted, text = problem()
     learner = make_learner(ROWS[name], counted, 400)
@@ -146,6 +147,7 @@ def test_a_sequence_of_tasks_goes_on_in_the_middle_of_one(tmp_path):
     assert resumed.rate == whole.rate
 
 
+@pytest.mark.slow
 def test_the_learning_rate_is_the_best_after_an_epoch_and_no_edge_of_those_tried():
     counted, _ = problem()
     row = ROWS["gru_bptt"]._replace(rates=(1e-6, 1e-5))

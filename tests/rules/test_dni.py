@@ -133,6 +133,7 @@ def two_cells():
     return nn.SimpleCell(3, **WIDE), localgrad.RateCell(2, alpha=0.4, **WIDE)
 
 
+@pytest.mark.slow
 def test_splitting_a_stream_changes_nothing(x64):
     """Not even where a masked target is NaN; nor does the reduction change what is predicted."""
     model, params, batch = problem(*two_cells())
@@ -202,7 +203,7 @@ def test_a_prediction_beats_none(x64):
 
 
 @pytest.mark.parametrize("sees", ["targets", "error"])
-@pytest.mark.few(1)
+@pytest.mark.slow
 def test_class_ids(sees, x64):
     """Seen as one-hot vectors, or by their error alone."""
     model, params, batch = problem(nn.GRUCell(4, **WIDE))
@@ -219,6 +220,7 @@ def test_class_ids(sees, x64):
         close(state.seen[:, 4:-1], jnp.where(weighed, jax.nn.one_hot(ids[:, -1], OUT), 0))
 
 
+@pytest.mark.slow
 def test_it_is_an_optax_transform_with_a_state_to_donate():
     model, params, batch = problem(nn.GRUCell(4), dtype=jnp.float32)
     rule = localgrad.dni(model, optax.l2_loss, batch_size=B)
@@ -238,6 +240,7 @@ def test_it_is_an_optax_transform_with_a_state_to_donate():
     )
 
 
+@pytest.mark.slow
 def test_seeds_under_vmap(x64):
     several = [problem(nn.GRUCell(4, **WIDE), seed=seed)[1] for seed in range(3)]
     model, _, batch = problem(nn.GRUCell(4, **WIDE))
@@ -249,6 +252,7 @@ def test_seeds_under_vmap(x64):
         close(jax.tree.map(lambda a, k=k: a[k], (found, states)), expected)
 
 
+@pytest.mark.slow
 def test_dtypes():
     model, params, batch = problem(nn.LSTMCell(3), dtype=jnp.bfloat16)
     rule = localgrad.dni(model, optax.l2_loss, horizon=2, predicts="total", batch_size=B)
@@ -258,6 +262,7 @@ def test_dtypes():
     chex.assert_trees_all_equal_shapes_and_dtypes(rule(params, state, batch)[1], state)
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_time():
     model, params, _ = problem(nn.GRUCell(8), dtype=jnp.float32)
     rule = localgrad.dni(model, optax.l2_loss, horizon=4)

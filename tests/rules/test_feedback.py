@@ -48,7 +48,7 @@ def trained(rule, params, batch):
 @pytest.mark.parametrize(
     "factory", [localgrad.eprop, pytest.param(localgrad.deep_eprop, marks=pytest.mark.slow)]
 )
-@pytest.mark.few(1)
+@pytest.mark.slow
 def test_feedback_comes_closer_to_the_readout_at_the_rate_of_the_decay(factory, options):
     """Both take the same steps, so that nothing but the decay changes their difference."""
     model, params, batch = problem(rate(4, 0.3), nn.GRUCell(3, param_dtype=float))
@@ -71,6 +71,7 @@ def test_a_leaky_readout_is_followed_too():
     close(left, (1 - RATE * DECAY) ** CALLS * gap)
 
 
+@pytest.mark.slow
 def test_a_lower_cell_has_feedback_as_if_it_had_a_readout():
     model, params, batch = problem(rate(4, 0.3), rate(3, 0.2))
     rule = adaptive(localgrad.eprop, model, reduction="sum", window=5)

@@ -76,6 +76,7 @@ def test_it_is_ridge_regression_however_it_is_split(ends, window, forgetting, bi
     assert not np.any(state.learnt)
 
 
+@pytest.mark.slow
 def test_learning_step_by_step_in_one_scan_is_the_same(x64):
     model, params, batch = problem()
     rule = localgrad.force(model, optax.l2_loss, forgetting=0.9, batch_size=B)
@@ -238,6 +239,7 @@ def test_seeds_under_vmap_and_a_donated_state(x64):
     close(again.carry, rule(params, state, batch)[1].carry)
 
 
+@pytest.mark.slow
 def test_it_is_an_optax_transform():
     model, params = reservoir(units=10)
     batch = jax.tree.map(lambda a: a.astype(jnp.float32), series(30))
@@ -252,6 +254,7 @@ def test_it_is_an_optax_transform():
     assert "reduction" not in repr(rule) and "forgetting=1.0" in repr(rule)
 
 
+@pytest.mark.slow
 def test_dtypes():
     model, params, batch = problem()
     params, batch = jax.tree.map(
@@ -265,6 +268,7 @@ def test_dtypes():
     chex.assert_trees_all_equal_shapes_and_dtypes(rule(params, state, batch)[1], state)
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_time():
     model, params = reservoir(units=32)
     rule = localgrad.force(model, optax.l2_loss)

@@ -242,6 +242,7 @@ def test_nnx_cells_give_the_same():
         rule(own, rule.init(own), batch)
 
 
+@pytest.mark.slow
 def test_it_is_said():
     model, params, batch, *_ = problem(*STACK)
     example = batch.inputs[0, 0]
@@ -288,6 +289,7 @@ def test_only_layers_of_flax_are_held():
 
 
 @pytest.mark.parametrize("units", [16, pytest.param(64, marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_what_holding_costs_by_itself(units):
     model = localgrad.Network((Dreamer(units),), readout=nn.Dense(OUT))
     inputs = jax.random.normal(jax.random.key(0), (16, 50, IN))

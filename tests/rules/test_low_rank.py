@@ -69,7 +69,7 @@ SLOW = ("twice", "stacked", "two_gated")
 @pytest.mark.parametrize(
     "name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in EXACT]
 )
-@pytest.mark.few(1)
+@pytest.mark.slow
 def test_with_a_rank_of_all_that_a_layer_receives_ok_is_rtrl(name):
     """At a window of one step too, in which all credit passes the products."""
     model, params, batch = EXACT[name]()

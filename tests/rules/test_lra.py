@@ -232,6 +232,7 @@ def test_dtypes():
     )
 
 
+@pytest.mark.slow
 def test_it_is_an_optax_transform_under_vmap():
     model, params, batch = problem((5,))
     rule = make(model, batch_size=B)

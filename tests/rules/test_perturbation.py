@@ -167,7 +167,7 @@ def relative_variance(make, given, draws=4000, exact=(localgrad.bptt, {}), **opt
 
 
 @pytest.mark.parametrize(("noise", "more"), [("gaussian", 1), ("rademacher", -1)])
-@pytest.mark.few(1)
+@pytest.mark.slow
 def test_the_variance_of_weight_perturbation_counts_parameters(noise, more):
     given = network(nn.SimpleCell(N, param_dtype=jnp.float64), batch=1)
     total = sum(np.size(a) for a in jax.tree.leaves(given[1]))
@@ -204,7 +204,7 @@ def of_noise(given):
     "credit",
     ["causal", "resync", *(pytest.param(c, marks=pytest.mark.slow) for c in ("step", "total"))],
 )
-@pytest.mark.few(1)
+@pytest.mark.slow
 def test_the_variance_of_node_perturbation_counts_nodes_and_steps(credit):
     """By Isserlis' theorem: noise z enters node n at step t, which is paid by the sum of losses
     a_t . z and pays x_t."""
@@ -237,6 +237,7 @@ def test_the_variance_of_node_perturbation_counts_nodes_and_steps(credit):
     assert abs(found - wanted) < min(4 * error, 0.05 * wanted)
 
 
+@pytest.mark.slow
 def test_noise_that_ends_with_its_step_varies_less_and_means_the_same():
     given = network(nn.SimpleCell(N, param_dtype=jnp.float64), batch=1)
     exact = (localgrad.tbptt, {"horizon": 1})
@@ -379,7 +380,7 @@ def test_some_samples_at_a_time_give_what_all_at_once_do(name):
 
 
 @every_rule
-@pytest.mark.few(1)
+@pytest.mark.slow
 def test_a_lost_copy_is_left_out_and_the_others_are_not(name):
     model, params, batch = network()
     batch = batch._replace(mask=None, reset=None)

@@ -85,7 +85,7 @@ def test_the_rate_of_a_call_is_a_term_of_its_objective():
         (localgrad.snap, "diagonal", "random", RUNNING, 5),
     ],
 )
-@pytest.mark.few(1)
+@pytest.mark.slow
 def test_a_cell_hears_its_own_rate_and_those_above_if_feedback_is_symmetric(
     factory, how, feedback, firing_rate, window
 ):
@@ -115,6 +115,7 @@ def test_a_cell_hears_its_own_rate_and_those_above_if_feedback_is_symmetric(
         close(updates["readout"], expected["readout"])
 
 
+@pytest.mark.slow
 def test_in_depth_rates_are_credited_through_time():
     model, params, batch, steps, net = given(("rate", "rate"), rate(4, 0.25), rate(3, 0.25))
     heard = signals(RUNNING, net, params, steps)
@@ -171,6 +172,7 @@ def learned(model, params, batch, length, window):
     return total, state
 
 
+@pytest.mark.slow
 def test_units_come_to_fire_at_their_rate():
     """While they learn a task their gap to it shrinks to a quarter; by itself it does not."""
     rng = np.random.default_rng(0)

@@ -50,7 +50,7 @@ ENDLESS = {
 
 
 @pytest.mark.parametrize("name", ENDLESS)
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 def test_endless_sequences(name):
     t, a, b, w = golden(f"inf/{name}/")["t_abw"]
     start = theory.Modes(a[0], w[0], b[0])
@@ -105,6 +105,7 @@ def test_rules_are_special_cases_of_each_other():
 @pytest.mark.parametrize(
     "rule", ["rflo", *(pytest.param(n, marks=pytest.mark.slow) for n in ("bptt", "tbptt1"))]
 )
+@pytest.mark.slow
 def test_plateaus(rule):
     """Half the loss is gone after the time that the outside program found; slopes 1, 1 and 0."""
     at = golden("plateau/")
@@ -120,6 +121,7 @@ def test_plateaus(rule):
     np.testing.assert_allclose(slope, 0.0 if rule == "rflo" else 1.0, atol=2e-3)
 
 
+@pytest.mark.slow
 def test_a_flow_stops_where_endless_sequences_lose_their_loss():
     """RFLO may leave |w| < 1 in finite time; the saved times do not move the moment."""
     rule, start = theory.rflo(-1.28, 0.48), theory.Modes(0.67, 0.16, -1.1)

@@ -118,7 +118,7 @@ SLOW_FLOWS.remove(("rflo", "final"))
     "rule, loss",
     [("rflo", "final"), *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW_FLOWS)],
 )
-@pytest.mark.few(1)
+@pytest.mark.slow
 def test_the_rules_flow_follows_the_mode_equations(rule, loss):
     """Gradient flow of a whole network, its velocity made by the library's rule."""
     bases = theory.random_bases(jax.random.key(0), outputs=3, units=5, inputs=2)

@@ -128,6 +128,7 @@ def test_flows_end_where_predicted(seed):
             np.testing.assert_allclose(last.a, end.s, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_wrong_sign():
     """Started from a = b with p* < 0, BPTT ends in the saddle; RFLO crosses over and learns."""
     teacher, start = theory.Modes(-1.0, 0.5, 1.0), theory.Modes(0.3, 0.1, 0.3)
@@ -215,6 +216,7 @@ def least_squares_apart(rho: float, task: theory.Task) -> float:
     return float(lost[at].min(initial=np.inf))
 
 
+@pytest.mark.slow
 def test_the_decay_of_least_bias():
     """BPTT's own w for one mode; between them for two, which a grid of decays confirms."""
     lags = np.arange(10)
@@ -254,6 +256,7 @@ def test_a_stable_wrong_sign_leaves_the_end_untold():
     assert np.isnan(end.s) and min(abs(end.candidates - path.modes.a[-1])) < 1e-5
 
 
+@pytest.mark.slow
 def test_plateaus_at_the_wrong_sign():
     """BPTT never begins to learn from a = b with p* < 0; TBPTT(1) does, but if w* = 0.
 
