@@ -29,6 +29,7 @@ from experiments.choices import (
 from experiments.folder import Pieces, claim_folder, write_results
 from experiments.measure import Cost, Update, compile_update, costs
 from experiments.progress import progress
+from experiments.report import Note
 from experiments.tasks import TASKS, Task, TaskName
 from experiments.train import (
     Budget,
@@ -50,7 +51,8 @@ cosine, norm ratio    the recurrent layer's update to BPTT's at the same paramet
                       and median along the rule's own training; read them with the loss: a rule
                       stuck at chance can show a high cosine there
 ms/update, temp MiB   one compiled update of one batch, without the optimizer"""
-NOTES = (
+NOTES: tuple[Note, ...] = (
+    (set(), COLUMNS),
     (
         {"rtrl"},
         "RTRL                  the first seed alone, since its numbers are BPTT's; in --windows "
@@ -235,7 +237,7 @@ def header(config: Config) -> str:
 def footnote(config: Config) -> str:
     """What the columns mean, and the rows that are there."""
     rows = {*config.rules} - (set() if "rate" in config.cells else {"rflo"})
-    return "\n".join([COLUMNS, *(text for needed, text in NOTES if needed <= rows)])
+    return report.footnote(NOTES, rows)
 
 
 def submit(config: Config, task_name: TaskName, cell: CellName, pool: Executor) -> Stage:

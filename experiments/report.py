@@ -6,7 +6,7 @@ import dataclasses
 import math
 import platform
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from importlib import metadata
 from typing import Any, NamedTuple
 
@@ -69,6 +69,27 @@ class Panel(NamedTuple):
     group: str
     floors: Floors
     rows: list[Row]
+
+
+Note = tuple[set[str], str]
+"""What must be shown for a line of a footnote to be said, and the line."""
+
+
+def footnote(notes: Sequence[Note], shown: Collection[str]) -> str:
+    """The lines that speak of what is shown.
+
+    Args:
+        notes: all lines.
+        shown: names of rows, columns or tables that are there.
+
+    Returns:
+        The lines under each other.
+
+    Example:
+        >>> print(footnote([({"s"}, "s: seconds"), ({"pause"}, "pause: in steps")], ["s", "test"]))
+        s: seconds
+    """
+    return "\n".join(text for needed, text in notes if needed <= {*shown})
 
 
 def mean_and_spread(values: np.ndarray, digits: int) -> str:

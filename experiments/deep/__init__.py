@@ -16,7 +16,7 @@ from experiments.deep.stacks import STACKS, Stack, StackName
 from experiments.deep.study import Study, run_study
 from experiments.deep.trials import Trial, linear_floors, run_trials
 from experiments.folder import claim_folder, write_results
-from experiments.report import circumstances
+from experiments.report import circumstances, footnote
 from experiments.tasks.crowded_cue import crowded_cue
 
 Part = Literal["crowd", "study", "memory"]
@@ -132,7 +132,7 @@ def show_trials(config: Config, trials: list[Trial]) -> None:
             f"{100 * whole:.1f} %",
         }
         print("\n" + report.trials_table(own, config.delays, config.criterion, floors), flush=True)
-    print(f"\n{report.FOOTNOTE}")
+    print("\n" + footnote(report.NOTES, {rule for trial in trials for rule in trial.outcomes}))
     figures.accuracies(trials, config.delays, config.workdir / "accuracies.png")
     figures.alignments(trials, config.delays[-1], config.workdir / "alignments.png")
 

@@ -10,17 +10,25 @@ from experiments.deep.memory import Size
 from experiments.deep.stacks import ROWS, STACKS
 from experiments.deep.study import PUBLISHED, Study
 from experiments.deep.trials import Outcome, Trial
-from experiments.report import align_columns, history_as_json, mean_and_spread
+from experiments.report import Note, align_columns, history_as_json, mean_and_spread
 
 MIB = 2**20
-FOOTNOTE = """\
+COLUMNS = """\
 accuracy     % on held-out data after training: mean ± standard deviation of seeds
 updates to   median of seeds until that accuracy is reached; - where most never did
 cosine, norm ratio   each layer's first update to BPTT's at the same parameters and batch
 ms, MiB      one update of a batch of streams, in two windows, so that what is carried is used, and
-             its temporary memory; training is in one window, where RTRL is BPTT by another name
-carried MiB  what the streams of a batch keep beside the model's carry
-no temporal path is e-prop with symmetric feedback, by another name: equal rows"""
+             its temporary memory
+carried MiB  what the streams of a batch keep beside the model's carry"""
+NOTES: tuple[Note, ...] = (
+    (set(), COLUMNS),
+    ({"rtrl"}, "RTRL is BPTT by another name in training, which is in one window"),
+    (
+        {"no_temporal", "eprop"},
+        "no temporal path is e-prop with symmetric feedback, by another name: equal rows",
+    ),
+)
+"""What is said below the tables where all of these rules have a row."""
 
 
 def trials_table(

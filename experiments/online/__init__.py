@@ -19,7 +19,7 @@ from experiments.online.learner import Budget, compete
 from experiments.online.report import Panel
 from experiments.online.rows import CHUNK, ROWS
 from experiments.progress import progress
-from experiments.report import circumstances
+from experiments.report import circumstances, footnote
 
 ProblemName = Literal["copy", "xor", "coin", "mackey_glass", "text"]
 ALIKE = ("copy", "xor", "coin")  # of one shape
@@ -115,7 +115,8 @@ def run(config: Config) -> list[Claim]:
         content["cosines"] = report.cosines_as_json(near)
         content["prices"] = {name: price._asdict() for name, price in prices.items()}
         found += claims.of_lags(near) + claims.of_prices(prices)
-    print(f"\n{report.FOOTNOTE}")
+    columns = [report.PAUSE] * any(panel.problem.grows for panel in panels)
+    print("\n" + footnote(report.NOTES, columns + [report.COSINE] * bool(content.get("cosines"))))
     seconds = time.perf_counter() - begin
     content |= {"seconds": round(seconds, 1), "claims": [claim._asdict() for claim in found]}
     write_results(config.workdir, {**circumstances(config), **content})

@@ -11,15 +11,26 @@ from experiments.online.lags import PAUSES, Price, lags
 from experiments.online.learner import Outcome
 from experiments.online.problems import Problem
 from experiments.online.rows import ROWS
-from experiments.report import align_columns, mean_and_spread, plain_number
+from experiments.report import Note, align_columns, mean_and_spread, plain_number
 
-FOOTNOTE = """\
-test     loss on held-out sequences after training: mean ± standard deviation of seeds
-rate     the first, chosen by runs of another seed; the grid goes on where the best is an edge
-pause    the longest that was being learned in the end, mean of seeds
-s        of all updates of all seeds at once; other rows may have run beside it
-cosine   of what the rule says of its cells to BPTT's gradient, parameters fixed, over the steps
-         from a bit of `copy` to its question: fresh networks, then those that BPTT trained"""
+PAUSE, COSINE = "pause", "cosine"
+NOTES: tuple[Note, ...] = (
+    (
+        set(),
+        "test     loss on held-out sequences after training: mean ± standard deviation of seeds\n"
+        "rate     the first, chosen by runs of another seed; the grid goes on where the best is an "
+        "edge",
+    ),
+    ({PAUSE}, "pause    the longest that was being learned in the end, mean of seeds"),
+    (set(), "s        of all updates of all seeds at once; other rows may have run beside it"),
+    (
+        {COSINE},
+        "cosine   of what the rule says of its cells to BPTT's gradient, parameters fixed, over "
+        "the steps\n         from a bit of `copy` to its question: fresh networks, then those that "
+        "BPTT trained",
+    ),
+)
+"""What is said below the tables where these columns are there."""
 
 
 class Panel(NamedTuple):
@@ -32,7 +43,7 @@ class Panel(NamedTuple):
 def panel_table(panel: Panel) -> str:
     """A row a rule, and the floors below."""
     problem, outcomes = panel
-    headings = ["rule", "test", problem.also[0], "rate", "s"] + ["pause"] * problem.grows
+    headings = ["rule", "test", problem.also[0], "rate", "s"] + [PAUSE] * problem.grows
     rows = [
         [
             ROWS[name].label,

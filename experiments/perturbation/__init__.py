@@ -114,7 +114,8 @@ def run(config: Config) -> list[Claim]:
         figures.units(sized, config.workdir / "units.png")
         content["units"] = [report.panel_as_json(panel) for panel in sized]
         found += claims.of_units(sized)
-    print(f"\n{report.FOOTNOTE}")
+    if "panels" in content or "units" in content:
+        print(f"\n{report.COLUMNS}")
     seconds = time.perf_counter() - begin
     content |= {"seconds": round(seconds, 1), "claims": [claim._asdict() for claim in found]}
     write_results(config.workdir, {**circumstances(config), **content})

@@ -14,7 +14,7 @@ from experiments.perturbation.variance import FEW_STEPS, FEW_UNITS, KINDS, Point
 from experiments.report import align_columns, mean_and_spread, plain_number
 
 NEAR, LITTLE, SETTLED = 1.5, 0.01, 1.1
-FOOTNOTE = f"""\
+COLUMNS = f"""\
 test         loss on held-out sequences after training (squared error; recall: cross-entropy, nats):
              mean ± standard deviation of seeds
 rate         the first, chosen by a validation set; the grid goes on where the best is an edge

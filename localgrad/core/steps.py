@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -73,43 +75,71 @@ def padded(rows: jax.Array, k: int) -> jax.Array:
     return jnp.pad(rows, [(0, k - rows.shape[0])] + [(0, 0)] * (rows.ndim - 1))
 
 
-def over_examples(learn: Callable[[Any], tuple[Any, Any]], xs: Any) -> tuple[Any, Any]:
-    """Applies `learn` to each example, sums what it gives first and stacks what it gives second.
+def over_examples(
+    learn: Callable[[Any, Any], tuple[Any, Any]], held: Any, xs: Any, read: Any = ()
+) -> tuple[Any, Any]:
+    """Applies `learn` to each example, sums what it gives, and puts new memory in the old's place.
 
-    On a CPU one example at a time, so that what lies between an example's old memory and its new
-    stays in cache; if there are several devices, as many at a time, each from a part of the batch
-    that may lie on a device of its own. Elsewhere all at once.
+    On a CPU one example at a time, in cache and in place; if there are several devices, as many at
+    a time, each from a part of the batch that may lie on a device of its own. Elsewhere all at
+    once.
 
     Args:
-        learn: `x -> (to sum, to keep)` for one example.
-        xs: leaves [B, ...].
+        learn: `(memory, x) -> (to sum, new memory)` for one example; None for memory that stays.
+        held: memory, leaves [B, ...].
+        xs: what else there is of each example, leaves [B, ...].
+        read: what was computed from the memory before, so that no copy is needed for that.
 
     Returns:
-        The sum over examples, and what is kept, leaves [B, ...].
+        The sum over examples, and the memory then.
     """
 
-    def one_by_one(xs: Any) -> tuple[Any, Any]:
-        first = jax.eval_shape(learn, jax.tree.map(lambda a: a[0], xs))[0]
+    def one_by_one(held: Any, xs: Any, read: Any) -> tuple[Any, Any]:
+        first, then = jax.eval_shape(learn, *jax.tree.map(lambda a: a[0], (held, xs)))
         zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), first)
 
-        def step(total: Any, x: Any) -> tuple[Any, Any]:
-            found, kept = learn(x)
-            return jax.tree.map(jnp.add, total, found), kept
+        def add(total: Any, at: tuple[Any, Any]) -> tuple[Any, None]:
+            return jax.tree.map(jnp.add, total, learn(*at)[0]), None
 
-        return jax.lax.scan(step, zeros, xs)
+        def renew(held: Any, at: tuple[jax.Array, Any]) -> tuple[Any, None]:
+            i, x = at
+            old = jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, i, keepdims=False), held)
+            put = functools.partial(jax.lax.dynamic_update_index_in_dim, index=i, axis=0)
+            return jax.tree.map(put, held, learn(old, x)[1]), None
 
-    def together(xs: Any) -> tuple[Any, Any]:
-        found, kept = jax.vmap(learn)(xs)
-        return jax.tree.map(lambda a: a.sum(0), found), kept
+        total, _ = jax.lax.scan(add, zeros, (held, xs))
+        if then is not None:
+            examples = jnp.arange(length(xs)) + (_late((total, read)) if devices == 1 else 0)
+            held, _ = jax.lax.scan(renew, held, (examples, xs))
+        return total, held
 
-    def side_by_side(xs: Any) -> tuple[Any, Any]:
-        parts = jax.tree.map(lambda a: a.reshape(devices, len(a) // devices, *a.shape[1:]), xs)
-        found, kept = jax.vmap(one_by_one)(parts)
-        return jax.tree.map(lambda a: a.sum(0), found), merge_axes(kept)
+    def together(held: Any, xs: Any, read: Any) -> tuple[Any, Any]:
+        found, new = jax.vmap(learn)(held, xs)
+        return jax.tree.map(lambda a: a.sum(0), found), held if new is None else new
+
+    def side_by_side(held: Any, xs: Any, read: Any) -> tuple[Any, Any]:
+        def divided(a: jax.Array) -> jax.Array:
+            return a.reshape(devices, len(a) // devices, *a.shape[1:])
+
+        def one_part(held: Any, xs: Any) -> tuple[Any, Any]:
+            return one_by_one(held, xs, read)
+
+        found, held = jax.vmap(one_part)(*jax.tree.map(divided, (held, xs)))
+        return jax.tree.map(lambda a: a.sum(0), found), merge_axes(held)
 
     devices = math.gcd(length(xs), jax.device_count())
     on_cpu = one_by_one if devices == 1 else side_by_side
-    return jax.lax.platform_dependent(xs, cpu=on_cpu, default=together)
+    return jax.lax.platform_dependent(held, xs, read, cpu=on_cpu, default=together)
+
+
+def _late(found: Any) -> jax.Array:
+    """A zero that XLA can tell only once all of `found` is there: no number exceeds infinity.
+
+    What reads a memory must come before what overwrites it. Where XLA sees no such order it copies
+    the memory, and it takes no notice of `optimization_barrier` there.
+    """
+    numbers = [a.ravel()[0] > jnp.inf for a in jax.tree.leaves(found)]
+    return functools.reduce(operator.or_, numbers, jnp.asarray(False)).astype(int)
 
 
 def over_samples(

@@ -19,8 +19,10 @@ import pytest
 import localgrad
 from experiments import compare, progress
 from experiments.__main__ import main
+from experiments.deep import report as deep
 from experiments.folder import claim_folder, write_results
-from experiments.report import circumstances
+from experiments.online import report as online
+from experiments.report import circumstances, footnote
 
 ROOT = Path(__file__).parents[2]
 
@@ -169,6 +171,20 @@ def test_footnotes_are_of_rows_that_are_there():
     assert not re.search("RTRL|readout|RFLO", alone)
     whole = compare.footnote(compare.Config())
     assert all(text in whole for _, text in compare.NOTES)
+
+
+@pytest.mark.parametrize(
+    ("notes", "shown", "there", "not_there"),
+    [
+        (online.NOTES, [online.PAUSE], "pause ", "cosine"),
+        (online.NOTES, [online.COSINE], "fresh networks", "pause "),
+        (deep.NOTES, ["bptt", "rtrl"], "RTRL is BPTT", "no temporal"),
+        (deep.NOTES, ["no_temporal", "eprop"], "equal rows", "RTRL"),
+    ],
+)
+def test_footnotes_are_of_columns_and_rules_that_are_there(notes, shown, there, not_there):
+    said = footnote(notes, shown)
+    assert there in said and not_there not in said
 
 
 def test_no_figure_needs_pyplot():

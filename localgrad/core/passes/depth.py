@@ -254,15 +254,14 @@ def remembered(
     """
     spans, rows = rows.spans, rows._replace(spans=[])
 
-    def one(at: tuple) -> tuple[Leaves, Any]:
-        held, rows, x = at
+    def one(held: Held, at: tuple[Rows, Any]) -> tuple[Leaves, Held | None]:
+        rows, x = at
         grads = {} if opening else _recalled(stack, params, held, rows)
         if closing:
-            return grads, ()
+            return grads, None
         return grads, _carried(stack, params, held, rows._replace(spans=spans), x, opening)
 
-    grads, kept = over_examples(one, (held, rows, examples_first(xs, 1)))
-    return grads, held if closing else kept
+    return over_examples(one, held, (rows, examples_first(xs, 1)))
 
 
 def _recalled(stack: Stack, params: Leaves, held: Held, rows: Rows) -> Leaves:

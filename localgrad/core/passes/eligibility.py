@@ -164,17 +164,16 @@ def learn_units(
 
     after = jax.tree.map(lambda q: q[:, 1:], left)
     traces = _Traces(
-        held=eligibility,
         entering=[jnp.moveaxis(lam, 1, 0) for lam in entering],
         received=examples_first(received, 1),
         posts=[jnp.moveaxis(post[:, 1:], (2, 1), (0, 1)) for post in credit.posts],
         unowned={} if closing else examples_first(unowned_by_unit(cell, params, tape, after), 1),
     )
     learn = functools.partial(_learn_example, cell, params, opening, closing)
-    recalled, kept = over_examples(learn, traces)
+    recalled, eligibility = over_examples(learn, eligibility, traces)
     for path, grad in recalled.items():
         grads[path] += to_leaf(grad, params[path]) if path in cell.unowned else grad
-    return grads, eligibility if closing else kept
+    return grads, eligibility
 
 
 def same_time_credit(at: Level, q_y: Any, feedback: Mapping[int, jax.Array] | None = None) -> Any:
@@ -196,14 +195,12 @@ class _Traces(NamedTuple):
     """What a window tells of the eligibilities; each leaf with the examples first.
 
     Attributes:
-        held: the eligibilities before the window, by path, [B, S, ...].
         entering: credit of the live carry leaves that entered the window, S of [B, 1 + S, N].
         received: pre of each synapse, [B, W, ...].
         posts: credit of each drive for a window's end of ones, [B, S, W, D].
         unowned: the same of the parameters that no synapse owns, [B, S, N], or a multiple of N.
     """
 
-    held: Leaves
     entering: list[jax.Array]
     received: list[jax.Array]
     posts: list[jax.Array]
@@ -211,20 +208,20 @@ class _Traces(NamedTuple):
 
 
 def _learn_example(
-    cell: Anatomy, params: Leaves, opening: bool, closing: bool, at: _Traces
-) -> tuple[Leaves, Leaves]:
-    """One example: what its eligibilities add to the gradients, and what they become.
+    cell: Anatomy, params: Leaves, opening: bool, closing: bool, held: Leaves, at: _Traces
+) -> tuple[Leaves, Leaves | None]:
+    """One example: what its eligibilities, [S, ...], add to the gradients, and what they become.
 
     `e_T = A e_0 + e_window`, with A how each live state component of the entering carry fades into
     each of the leaving one; and the loss's credit of the entering carry, times e_0.
     """
     recalled: Leaves = {}
     if not opening:
-        for path, old in at.held.items():
+        for path, old in held.items():
             terms = [spread(lam[0], old) * old[s] for s, lam in enumerate(at.entering)]
             recalled[path] = functools.reduce(jnp.add, terms)
     if closing:
-        return recalled, {}
+        return recalled, None
     # A loop over S, not a vmap: a product with a batch axis of 1 is a third slower on CPU.
     each = [
         outer(cell.sites, params, at.received, [post[s] for post in at.posts])
@@ -232,7 +229,7 @@ def _learn_example(
     ]
     window = jax.tree.map(lambda *leaves: jnp.stack(leaves), *each) | at.unowned
     kept: Leaves = {}
-    for path, old in at.held.items():
+    for path, old in held.items():
         terms: list[jax.Array] = [window[path].astype(old.dtype)]
         if not opening:
             terms += [spread(lam[1:], old) * old[s][None] for s, lam in enumerate(at.entering)]

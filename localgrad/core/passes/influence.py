@@ -223,8 +223,8 @@ def written(stack: Stack, params: Leaves, rows: Rows, x: Any) -> Leaves:
 def carried(stack: Stack, params: Leaves, influence: Any, rows: Rows, xs: Any) -> Any:
     """M_T = A M_0 + M_window, block by block and example by example."""
 
-    def one_example(at: tuple) -> Any:
-        held, rows_b, x = at
+    def one_example(held: Any, at: tuple[Rows, Any]) -> tuple[tuple, Any]:
+        rows_b, x = at
         found = written(stack, params, rows_b, x)
         new: dict[str, Leaves] = {}
         for level in stack.levels:
@@ -238,8 +238,7 @@ def carried(stack: Stack, params: Leaves, influence: Any, rows: Rows, xs: Any) -
                         passed = rows_b.entering[below][span].astype(block.dtype)
                         total += jnp.tensordot(passed, source, 1)
                 new[name][path] = total
-        return new
+        return (), new
 
     by_example = rows._replace(spans=[])
-    at = (influence, by_example, examples_first(xs, 1))
-    return over_examples(lambda at: ((), one_example(at)), at)[1]
+    return over_examples(one_example, influence, (by_example, examples_first(xs, 1)))[1]

@@ -141,8 +141,8 @@ def reduced(
     """
     every = wirings(stack, params)
 
-    def one_example(at: tuple) -> Factors:
-        rows_b, held, draws = at
+    def one_example(held: Factors, at: tuple[Rows, dict]) -> tuple[tuple, Factors]:
+        rows_b, draws = at
         left, right = {}, {}
         for level, wiring in enumerate(every):
             name = stack.name(level)
@@ -154,10 +154,9 @@ def reduced(
             terms = jnp.concatenate([moved, fresh.astype(old.dtype)])
             found = reduce(draws[name], terms, jnp.concatenate([us, seen.astype(us.dtype)]))
             left[name], right[name] = found
-        return Factors(left, right)
+        return (), Factors(left, right)
 
-    at = (rows._replace(spans=[]), factors, draws)
-    return over_examples(lambda at: ((), one_example(at)), at)[1]
+    return over_examples(one_example, factors, (rows._replace(spans=[]), draws))[1]
 
 
 def _moved(stack: Stack, rows: Rows, rows_b: Rows, level: int, old: jax.Array) -> jax.Array:

@@ -191,14 +191,12 @@ class _Traces(NamedTuple):
     """What a window tells of the eligibilities; each leaf with the examples first.
 
     Attributes:
-        held: the eligibilities before the window, by path, [B, R S, ...].
         entering: credit of the sets that entered the window, [B, 1 + R S, R S, N].
         received: pre of each synapse, [B, W, ...].
         posts: credit of each drive for the rows but the loss's, [B, R S, W, D].
         unowned: the same of the parameters that no synapse owns, [B, R S, N], or a multiple.
     """
 
-    held: Leaves
     entering: jax.Array
     received: list[jax.Array]
     posts: list[jax.Array]
@@ -233,15 +231,13 @@ def learn_sets(
         after = jax.tree.map(lambda q: q[:, 1:], left)
         by_unit = {} if closing else unowned_by_unit(cell, params, tape, after)
         traces = _Traces(
-            held=eligibility,
             entering=jnp.transpose(entering, (2, 1, 0, 3)),
             received=examples_first(received, 1),
             posts=[example_row_step(post[:, 1:]) for post in credit.posts],
             unowned=examples_first(by_unit, 1),
         )
         learn = functools.partial(_learn_example, cell, params, closing)
-        recalled, kept = over_examples(learn, traces)
-        eligibility = eligibility if closing else kept
+        recalled, eligibility = over_examples(learn, eligibility, traces)
         for path, grad in recalled.items():
             grads[path] += grad
     kept_weights = method.reach.kept
@@ -250,22 +246,22 @@ def learn_sets(
 
 
 def _learn_example(
-    cell: Anatomy, params: Leaves, closing: bool, at: _Traces
-) -> tuple[Leaves, Leaves]:
+    cell: Anatomy, params: Leaves, closing: bool, held: Leaves, at: _Traces
+) -> tuple[Leaves, Leaves | None]:
     """One example: what its eligibilities add to the gradients, and what they become."""
     recalled: Leaves = {}
-    for path, old in at.held.items():
+    for path, old in held.items():
         found = _through_sets(at.entering[:1], old)[0]
         if path in cell.unowned and params[path].size == 1:
             found = found.sum()
         recalled[path] = found.reshape(params[path].shape)
     if closing:
-        return recalled, {}
+        return recalled, None
     learn = functools.partial(outer, cell.sites, params, at.received)
     window = (jax.vmap(learn)(at.posts) if cell.sites else {}) | at.unowned
     kept = {
         path: window[path].astype(old.dtype) + _through_sets(at.entering[1:], old)
-        for path, old in at.held.items()
+        for path, old in held.items()
     }
     return recalled, kept
 
