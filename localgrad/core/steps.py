@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -88,18 +87,24 @@ def over_examples(
         learn: `(memory, x) -> (to sum, new memory)` for one example; None for memory that stays.
         held: memory, leaves [B, ...].
         xs: what else there is of each example, leaves [B, ...].
-        read: what was computed from the memory before, so that no copy is needed for that.
+        read: what was computed from the memory before, so that no copy is kept for that.
 
     Returns:
         The sum over examples, and the memory then.
     """
 
-    def one_by_one(held: Any, xs: Any, read: Any) -> tuple[Any, Any]:
-        first, then = jax.eval_shape(learn, *jax.tree.map(lambda a: a[0], (held, xs)))
+    def summed(held: Any, xs: Any) -> Any:
+        first = jax.eval_shape(learn, *jax.tree.map(lambda a: a[0], (held, xs)))[0]
         zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), first)
 
         def add(total: Any, at: tuple[Any, Any]) -> tuple[Any, None]:
             return jax.tree.map(jnp.add, total, learn(*at)[0]), None
+
+        return jax.lax.scan(add, zeros, (held, xs))[0]
+
+    def renewed(held: Any, xs: Any) -> Any:
+        if jax.eval_shape(learn, *jax.tree.map(lambda a: a[0], (held, xs)))[1] is None:
+            return held
 
         def renew(held: Any, at: tuple[jax.Array, Any]) -> tuple[Any, None]:
             i, x = at
@@ -107,39 +112,60 @@ def over_examples(
             put = functools.partial(jax.lax.dynamic_update_index_in_dim, index=i, axis=0)
             return jax.tree.map(put, held, learn(old, x)[1]), None
 
-        total, _ = jax.lax.scan(add, zeros, (held, xs))
-        if then is not None:
-            examples = jnp.arange(length(xs)) + (_late((total, read)) if devices == 1 else 0)
-            held, _ = jax.lax.scan(renew, held, (examples, xs))
-        return total, held
+        return jax.lax.scan(renew, held, (jnp.arange(length(xs)), xs))[0]
+
+    def one_by_one(held: Any, xs: Any, read: Any) -> tuple[Any, Any]:
+        leaves, treedef = jax.tree.flatten(xs)
+        if length(xs) == 1:
+            leaves = settled(leaves)
+        total = summed(held, jax.tree.unflatten(treedef, leaves))
+        # All of one example, whose loop is none; else the least, which is enough for an order.
+        least = min(range(len(leaves)), key=lambda k: (not _real(leaves[k]), leaves[k].size))
+        late = slice(least, least + 1) if length(xs) > 1 else slice(None)
+        total, _, leaves[late] = settled((total, read, leaves[late]))
+        return total, renewed(held, jax.tree.unflatten(treedef, leaves))
 
     def together(held: Any, xs: Any, read: Any) -> tuple[Any, Any]:
+        del read
         found, new = jax.vmap(learn)(held, xs)
         return jax.tree.map(lambda a: a.sum(0), found), held if new is None else new
 
     def side_by_side(held: Any, xs: Any, read: Any) -> tuple[Any, Any]:
+        del read
+
         def divided(a: jax.Array) -> jax.Array:
             return a.reshape(devices, len(a) // devices, *a.shape[1:])
 
         def one_part(held: Any, xs: Any) -> tuple[Any, Any]:
-            return one_by_one(held, xs, read)
+            return summed(held, xs), renewed(held, xs)
 
         found, held = jax.vmap(one_part)(*jax.tree.map(divided, (held, xs)))
         return jax.tree.map(lambda a: a.sum(0), found), merge_axes(held)
 
     devices = math.gcd(length(xs), jax.device_count())
-    on_cpu = one_by_one if devices == 1 else side_by_side
+    on_cpu = one_by_one if jax.device_count() == 1 else side_by_side
     return jax.lax.platform_dependent(held, xs, read, cpu=on_cpu, default=together)
 
 
-def _late(found: Any) -> jax.Array:
-    """A zero that XLA can tell only once all of `found` is there: no number exceeds infinity.
+def settled(tree: Any) -> Any:
+    """The same numbers, all there before any is used: a barrier that XLA keeps on a CPU.
 
-    What reads a memory must come before what overwrites it. Where XLA sees no such order it copies
-    the memory, and it takes no notice of `optimization_barrier` there.
+    There `optimization_barrier` is gone when it matters, so that XLA would compute what is small
+    anew for each number of what is large, and copy a memory where it sees no order between those
+    that read it and those that overwrite it. Hence a branch that is never taken, for no number
+    exceeds infinity, which XLA does not know.
     """
-    numbers = [a.ravel()[0] > jnp.inf for a in jax.tree.leaves(found)]
-    return functools.reduce(operator.or_, numbers, jnp.asarray(False)).astype(int)
+    never = next(a for a in jax.tree.leaves(tree) if _real(a)).ravel()[0] > jnp.inf
+
+    def changed(a: jax.Array) -> jax.Array:
+        return -a if _real(a) else a
+
+    return jax.lax.cond(never, lambda a: jax.tree.map(changed, a), lambda a: a, tree)
+
+
+def _real(a: jax.Array) -> bool:
+    """Whether it holds real numbers."""
+    return bool(a.size) and jnp.issubdtype(a.dtype, jnp.floating)
 
 
 def over_samples(

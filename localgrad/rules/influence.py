@@ -240,7 +240,7 @@ def process_influence(
     if not frame.opening:
         grads = added(grads, recalled(stack, influence, rows.loss_credit()))
     if not frame.closing:
-        influence = carried(stack, frame.params, influence, rows, window.inputs)
+        influence = carried(stack, frame.params, influence, rows, window.inputs, grads)
     carry = stack.pack(seen.ran.carries)
     return state._replace(carry=carry, influence=influence), grads, seen.shown
 

@@ -277,8 +277,8 @@ def _process(options: Options, frame: Frame, state: KroneckerState, window: Wind
     if not last:
         key = step_keys(state.key, state.clock, steps)[-1]
         draws = draws_for(options.rule, stack, key, factors, steps)
-        factors = products.reduced(stack, params, factors, rows, draws, options.reduce)
-        influence = exact.carried(stack, params, influence, rows, window.inputs)
+        factors = products.reduced(stack, params, factors, rows, draws, options.reduce, grads)
+        influence = exact.carried(stack, params, influence, rows, window.inputs, grads)
     if own is not None:
         grads = added(grads, _recalled(stack, params, factors, influence, own))
     state = state._replace(

@@ -172,7 +172,7 @@ def _process(options: Options, frame: Frame, state: UOROState, window: Window) -
     if not frame.opening and own is None:
         grads = added(grads, recalled(stack, sides, rows.loss_credit()))
     if not last:
-        sides = reduced(stack, params, sides, seen.ran, rows, noise, window.inputs)
+        sides = reduced(stack, params, sides, seen.ran, rows, noise, window.inputs, grads)
     if own is not None:
         grads = added(grads, recalled(stack, sides, own))
     state = state._replace(

@@ -220,8 +220,22 @@ def written(stack: Stack, params: Leaves, rows: Rows, x: Any) -> Leaves:
     return found
 
 
-def carried(stack: Stack, params: Leaves, influence: Any, rows: Rows, xs: Any) -> Any:
-    """M_T = A M_0 + M_window, block by block and example by example."""
+def carried(
+    stack: Stack, params: Leaves, influence: Any, rows: Rows, xs: Any, read: Any = ()
+) -> Any:
+    """M_T = A M_0 + M_window, block by block and example by example.
+
+    Args:
+        stack: the model, taken apart.
+        params: its parameters.
+        influence: M_0, by cell and path, leaves [B, n, ...].
+        rows: one for each number of each carry at the window's end.
+        xs: inputs of the window, leaves [W, B, ...].
+        read: what was computed from the influence.
+
+    Returns:
+        M_T.
+    """
 
     def one_example(held: Any, at: tuple[Rows, Any]) -> tuple[tuple, Any]:
         rows_b, x = at
@@ -241,4 +255,4 @@ def carried(stack: Stack, params: Leaves, influence: Any, rows: Rows, xs: Any) -
         return (), new
 
     by_example = rows._replace(spans=[])
-    return over_examples(one_example, influence, (by_example, examples_first(xs, 1)))[1]
+    return over_examples(one_example, influence, (by_example, examples_first(xs, 1)), read)[1]

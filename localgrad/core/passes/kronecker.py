@@ -125,6 +125,7 @@ def reduced(
     rows: Rows,
     draws: dict[str, jax.Array],
     reduce: Reduce,
+    read: Leaves | None = None,
 ) -> Factors:
     """The products after a window: those before it, moved on, and one of each step, made few again.
 
@@ -135,6 +136,7 @@ def reduced(
         rows: of the backward pass, one for each number of each carry at the window's end.
         draws: by cell, what to reduce with, leaves [B, ...].
         reduce: how.
+        read: what was computed from the products before.
 
     Returns:
         Those after it.
@@ -156,7 +158,7 @@ def reduced(
             left[name], right[name] = found
         return (), Factors(left, right)
 
-    return over_examples(one_example, factors, (rows._replace(spans=[]), draws))[1]
+    return over_examples(one_example, factors, (rows._replace(spans=[]), draws), read)[1]
 
 
 def _moved(stack: Stack, rows: Rows, rows_b: Rows, level: int, old: jax.Array) -> jax.Array:

@@ -93,7 +93,14 @@ def recalled(stack: Stack, sides: Sides, credits: list[jax.Array]) -> Leaves:
 
 
 def reduced(
-    stack: Stack, params: Leaves, sides: Sides, ran: Pass, rows: Rows, noise: list, xs: Any
+    stack: Stack,
+    params: Leaves,
+    sides: Sides,
+    ran: Pass,
+    rows: Rows,
+    noise: list,
+    xs: Any,
+    read: Any = (),
 ) -> Sides:
     """The influence after a window as rank one again: `(p0 A' + p1 nu) (x) (B / p0 + B' / p1)`.
 
@@ -105,6 +112,7 @@ def reduced(
         rows: of the backward pass; row 1 was the noise at the window's end, and so holds B'.
         noise: nu for each cell, [B, n].
         xs: inputs of the window, leaves [W, B, ...].
+        read: what was computed from A and B.
 
     Returns:
         A and B after it.
@@ -125,7 +133,7 @@ def reduced(
 
     moved = [a.astype(nu.dtype) for a, nu in zip(moved, noise, strict=True)]
     at = (rows._replace(spans=[]), examples_first(xs, 1), moved, noise)
-    return over_examples(one_example, (left, right), at)[1]
+    return over_examples(one_example, (left, right), at, read)[1]
 
 
 def _sum(a: jax.Array, old: jax.Array, b: jax.Array, new: jax.Array) -> jax.Array:
