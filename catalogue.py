@@ -130,7 +130,7 @@ RULES: dict[str, Rule] = {
         {},
         _LOCAL,
         deep=True,
-        models=(*TELLING, "two_gated"),
+        models=("embed", "two_gated"),
     ),
     "rflo": Rule(
         localgrad.rflo,

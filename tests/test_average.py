@@ -70,6 +70,7 @@ def test_any_rule_that_draws(problem, make):
     assert state.carry is None
 
 
+@pytest.mark.slow
 def test_a_part_of_a_mix(problem):
     params, batch = problem
     copies = localgrad.average(uoro(), samples=K)

@@ -159,6 +159,7 @@ def test_a_new_sequence_forgets_what_all_members_carry():
     assert noisy.clock == T, "keys and clocks outlive a sequence"
 
 
+@pytest.mark.slow
 def test_what_members_have_in_common_is_run_once():
     model, params, batch = decorrelated()
     noisy = localgrad.node_perturbation(model, optax.l2_loss, key=KEY, batch_size=B)
@@ -287,6 +288,7 @@ def test_force_goes_with_a_rule_for_the_cell():
         chex.assert_trees_all_close(found[group], wanted, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_a_state_can_be_donated_and_stored():
     model, params, batch = network()
     noisy = [

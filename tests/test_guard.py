@@ -183,7 +183,7 @@ def test_an_influence_that_explodes_is_seen_and_held():
 
 
 @pytest.mark.parametrize("name", ["average", "mix", "lra", "force"])
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 def test_it_takes_rules_of_rules_and_those_with_no_row(name):
     model, params = network()
     told = {"batch_size": B, "example": jnp.zeros(IN)}

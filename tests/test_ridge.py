@@ -113,7 +113,7 @@ def test_seeds_under_jit_and_vmap(x64):
         ({"params": "cells"}, "fit_ridge got params without readout/kernel"),
     ],
 )
-@pytest.mark.few(8)
+@pytest.mark.few(4)
 def test_refusals(options, message):
     model, params, batch = problem()
     told = {"model": model, "params": params, "batches": batch} | options

@@ -75,50 +75,59 @@ def padded(rows: jax.Array, k: int) -> jax.Array:
 
 
 def over_examples(
-    learn: Callable[[Any, Any], tuple[Any, Any]], held: Any, xs: Any, read: Any = ()
+    held: Any,
+    xs: Any,
+    recall: Callable[[Any, Any], Any] | None,
+    renew: Callable[[Any, Any], Any] | None,
+    read: Any = (),
 ) -> tuple[Any, Any]:
-    """Applies `learn` to each example, sums what it gives, and puts new memory in the old's place.
+    """What is recalled from each example's memory, summed, and new memory in the old's place.
 
     On a CPU one example at a time, in cache and in place; if there are several devices, as many at
     a time, each from a part of the batch that may lie on a device of its own. Elsewhere all at
     once.
 
     Args:
-        learn: `(memory, x) -> (to sum, new memory)` for one example; None for memory that stays.
         held: memory, leaves [B, ...].
         xs: what else there is of each example, leaves [B, ...].
+        recall: `(memory, x) -> a dict` to sum over examples, or None for nothing.
+        renew: `(memory, x) -> memory`, or None where it stays.
         read: what was computed from the memory before, so that no copy is kept for that.
 
     Returns:
-        The sum over examples, and the memory then.
+        The sum, and the memory then.
     """
 
     def summed(held: Any, xs: Any) -> Any:
-        first = jax.eval_shape(learn, *jax.tree.map(lambda a: a[0], (held, xs)))[0]
-        zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), first)
+        if recall is None:
+            return {}
+        one = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), (held, xs))
+        zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(recall, *one))
 
         def add(total: Any, at: tuple[Any, Any]) -> tuple[Any, None]:
-            return jax.tree.map(jnp.add, total, learn(*at)[0]), None
+            return jax.tree.map(jnp.add, total, recall(*at)), None
 
         return jax.lax.scan(add, zeros, (held, xs))[0]
 
     def renewed(held: Any, xs: Any) -> Any:
-        if jax.eval_shape(learn, *jax.tree.map(lambda a: a[0], (held, xs)))[1] is None:
+        if renew is None:
             return held
 
-        def renew(held: Any, at: tuple[jax.Array, Any]) -> tuple[Any, None]:
+        def put(held: Any, at: tuple[jax.Array, Any]) -> tuple[Any, None]:
             i, x = at
             old = jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, i, keepdims=False), held)
-            put = functools.partial(jax.lax.dynamic_update_index_in_dim, index=i, axis=0)
-            return jax.tree.map(put, held, learn(old, x)[1]), None
+            into = functools.partial(jax.lax.dynamic_update_index_in_dim, index=i, axis=0)
+            return jax.tree.map(into, held, renew(old, x)), None
 
-        return jax.lax.scan(renew, held, (jnp.arange(length(xs)), xs))[0]
+        return jax.lax.scan(put, held, (jnp.arange(length(xs), dtype=jnp.uint32), xs))[0]
 
     def one_by_one(held: Any, xs: Any, read: Any) -> tuple[Any, Any]:
         leaves, treedef = jax.tree.flatten(xs)
         if length(xs) == 1:
             leaves = settled(leaves)
         total = summed(held, jax.tree.unflatten(treedef, leaves))
+        if renew is None:
+            return total, held
         # All of one example, whose loop is none; else the least, which is enough for an order.
         least = min(range(len(leaves)), key=lambda k: (not _real(leaves[k]), leaves[k].size))
         late = slice(least, least + 1) if length(xs) > 1 else slice(None)
@@ -127,8 +136,9 @@ def over_examples(
 
     def together(held: Any, xs: Any, read: Any) -> tuple[Any, Any]:
         del read
-        found, new = jax.vmap(learn)(held, xs)
-        return jax.tree.map(lambda a: a.sum(0), found), held if new is None else new
+        each = {} if recall is None else jax.vmap(recall)(held, xs)
+        total = jax.tree.map(lambda a: a.sum(0), each)
+        return total, held if renew is None else jax.vmap(renew)(held, xs)
 
     def side_by_side(held: Any, xs: Any, read: Any) -> tuple[Any, Any]:
         del read

@@ -103,7 +103,7 @@ def updates_of(rule: localgrad.LearningRule, it: Built) -> Any:
     "name",
     [n if n == "forgets" else pytest.param(n, marks=pytest.mark.slow) for n in MODELS],
 )
-@pytest.mark.few(1)
+@pytest.mark.slow
 def test_it_is_its_equations_and_its_cuts(name):
     it = built(**MODELS[name])
     outputs, grads = tried(it, by_hand)
@@ -120,6 +120,7 @@ def test_rtrl_credits_the_same():
 
 
 @pytest.mark.usefixtures("x64")
+@pytest.mark.slow
 def test_without_cuts_it_is_the_full_gradient():
     """Where `truncate` is None or is never reached; the outputs are the same in any case."""
     cut, late, never = (tried(built(slots=T, top_k=2, truncate=k), by_flax) for k in (1, 9, None))
@@ -131,7 +132,7 @@ def test_without_cuts_it_is_the_full_gradient():
 
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("options", [{"top_k": 1}, {"top_k": 2}, {"top_k": 3, "attend_every": 2}])
-@pytest.mark.few(1)
+@pytest.mark.slow
 def test_credit_reaches_no_step_but_by_its_slots(options):
     """With a cut at every step: exact zeros but where a chain of best slots leads."""
     it = built(1, slots=4, truncate=1, **options)

@@ -31,7 +31,7 @@ def test_it_is_its_equations(linear):
 
 @pytest.mark.parametrize("cell", [localgrad.RTUCell, localgrad.ElementwiseLSTMCell])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 def test_precision(cell, dtype):
     cell, x = cell(3, dtype=dtype, param_dtype=dtype), jnp.ones((2, 4), dtype)
     carry = cell.initialize_carry(jax.random.key(0), x.shape)

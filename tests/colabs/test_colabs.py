@@ -26,7 +26,7 @@ def code_cells(path: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.ipynb")), ids=lambda path: path.stem)
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 def test_a_notebook_runs(path, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("LOCALGRAD_SHORT", "1")
     monkeypatch.chdir(tmp_path)

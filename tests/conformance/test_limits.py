@@ -147,6 +147,7 @@ def test_with_a_leak_rflo_is_eprop_and_one_step_of_bptt_is_not():
     assert not np.allclose(shorter["cells_0"]["h"]["kernel"], eprop["cells_0"]["h"]["kernel"], 1e-2)
 
 
+@pytest.mark.slow
 def test_feedback_through_the_readouts_own_weights_is_symmetric():
     built = build("gru")
     make = functools.partial(built_rule, built)

@@ -79,6 +79,7 @@ def test_a_chain_runs_inside_jit(built):
 
 
 @every_rule
+@pytest.mark.few(2)
 def test_it_swallows_what_it_does_not_know(name, built):
     rule = streamed(name)
     state = rule.init(built.params)
@@ -121,6 +122,7 @@ def test_what_follows_the_rule_can_be_masked(built):
 
 
 @every_rule
+@pytest.mark.few(2)
 def test_it_takes_no_gradients(name, built):
     rule = streamed(name)
     state = rule.init(built.params)

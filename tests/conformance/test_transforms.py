@@ -28,7 +28,7 @@ def steps(batch):
 
 
 @every_rule
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 def test_scan_over_steps_is_a_loop_over_steps(name):
     built, rule = build(MODEL), rule_of(Case(name, MODEL), streaming=True, window=5)
     pieces = steps(built.batch)
@@ -51,7 +51,7 @@ def test_scan_over_steps_is_a_loop_over_steps(name):
 
 
 @every_rule
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 def test_vmap_over_networks_is_a_loop_over_networks(name):
     built, rule = build(MODEL), rule_of(Case(name, MODEL), streaming=True, window=5)
     both = jax.tree.map(lambda a: jnp.stack([a, a[::-1] + 0.1]), built.params)

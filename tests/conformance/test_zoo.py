@@ -168,6 +168,7 @@ def test_a_convolutional_cell_is_for_exact_rules():
 
 
 @pytest.mark.parametrize("name", ["eprop", "snap"])
+@pytest.mark.few(1)
 def test_tied_weights_learn_what_two_learn(name):
     params, batch = problem(zoo.Tied(), symbols=True)
     table = params["e"]["embedding"]
@@ -204,7 +205,7 @@ def test_complex_states_are_refused(name):
 @pytest.mark.parametrize(
     "name", by_machinery(name for name, row in SETTLED.items() if row.windowed)
 )
-@pytest.mark.few(1)
+@pytest.mark.slow
 def test_windows_of_any_size_give_the_same(name, window):
     """Also where one full window is followed by a shorter one."""
     gated = not RULES[name].refusal(("gated",))

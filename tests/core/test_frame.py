@@ -107,6 +107,7 @@ def cut_rtrl(model, loss, batch_size=B, window=None):
     return windowed_rule(model, loss, recipe, batch_size=batch_size, window=window, reduction="sum")
 
 
+@pytest.mark.slow
 def test_rtrl_without_recurrent_synapses_is_eprop_on_one_layer():
     model, params, batch = network(nn.GRUCell(N, param_dtype=float))
     eprop = localgrad.eprop(model, optax.l2_loss, reduction="sum")

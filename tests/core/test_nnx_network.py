@@ -83,6 +83,7 @@ def test_every_rule_gives_the_numbers_of_a_linen_network(name, x64):
         close(mine, theirs)
 
 
+@pytest.mark.slow
 def test_it_is_a_cell_of_flax(x64):
     """`nnx.RNN` runs it, and `nnx.Optimizer` updates it."""
     _, stack = networks()

@@ -93,6 +93,7 @@ def test_the_table_shows_every_row_and_the_floor(panels):
     assert max(map(len, text.splitlines())) <= 100
 
 
+@pytest.mark.slow
 def test_vmapped_seeds_are_the_seeds_one_by_one():
     """A run of all seeds at once is plain optax, seed by seed."""
     task = delayed_recall(delay=2, test_size=8)

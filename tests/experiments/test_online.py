@@ -166,6 +166,7 @@ def test_every_row_takes_its_network_in_streams(name):
 
 
 @pytest.mark.long
+@pytest.mark.slow
 def test_credit_of_exact_rules_in_chunks_is_the_gradient(monkeypatch):
     """RTRL, and e-prop on units that are apart; one step back is something else."""
     monkeypatch.setattr(lags, "PAUSES", (1, 8))

@@ -178,6 +178,7 @@ def test_theory_has_the_librarys_gradients_for_means():
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found, exact)
 
 
+@pytest.mark.slow
 def test_theory_of_total_credit_is_the_sum_written_out():
     """|g|^2 Q + |G|^2 for the recurrent layer; the readout's credit is of its step."""
     _, params, batch = small_net()
@@ -325,6 +326,7 @@ def test_a_short_run_goes_on_learns_prints_and_draws(tmp_path, capsys, monkeypat
 
 
 @pytest.mark.long
+@pytest.mark.slow
 def test_a_short_run_measures_variances(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(variance, "UNITS", (4, 8))
     monkeypatch.setattr(variance, "STEPS", (20, 5))

@@ -164,6 +164,7 @@ def test_learning_rates_go_on_beyond_an_edge(best, more):
     assert beyond([0.001, 0.01, 0.1], best, 3) == pytest.approx(more)
 
 
+@pytest.mark.slow
 def test_a_fitted_readout_is_better_than_a_drawn_one_and_serves_whole_sentences():
     counted, _ = problem()
     outcome = learned(make_learner(ROWS["esn_ridge"], counted, 2000), 1, 2, lambda: None)
@@ -219,7 +220,7 @@ def test_the_source_is_the_best_there_is(monkeypatch, tmp_path):
         ("continual", [], ["matrices.png"]),
     ],
 )
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 def test_each_part_runs(part, options, pictures, tmp_path, capsys, monkeypatch):
     monkeypatch.delenv("LOCALGRAD_DATA", raising=False)
     command = ["ptncn", part, "--size", "short", "--seeds", "2", "--workers", "1"]

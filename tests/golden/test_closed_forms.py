@@ -200,6 +200,7 @@ def test_lstm_gates_are_not_credited_twice(rule):
 
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("name", CELLS)
+@pytest.mark.few(2)
 def test_first_step_is_the_plain_gradient(name, rule):
     """Before there is a past, no rule has anything to approximate: autodiff is the reference."""
     cell, params, batch, carry = example(name)

@@ -55,7 +55,7 @@ def test_outputs():
 
 @pytest.mark.parametrize("streams", [None, 1])
 @pytest.mark.parametrize("name", FULL)
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 def test_rules_that_are_exact_on_a_diagonal(name, streams):
     params, batch = problem()
     rule = FULL[name](CELL, squared_error, batch_size=streams, reduction="sum")
@@ -100,6 +100,7 @@ def test_eligibilities(name):
             assert_close((real, imaginary), (traces[t].real, traces[t].imag))
 
 
+@pytest.mark.slow
 def test_a_stack_is_exact_under_deep_eprop():
     _, batch = problem()
     model = localgrad.Network(

@@ -56,6 +56,7 @@ def gradients(case: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("case", CASES)
+@pytest.mark.few(1)
 def test_outputs_and_loss(case):
     model, params, batch, theirs = problem(case)
     loss, logits, _ = localgrad.evaluate(model, LOSS, params, batch)
@@ -64,7 +65,7 @@ def test_outputs_and_loss(case):
 
 @pytest.mark.parametrize("rule", [localgrad.bptt, localgrad.rtrl])
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 def test_gradients_by_a_rule(case, rule):
     model, params, batch, theirs = problem(case)
     rule = rule(model, LOSS)
@@ -83,6 +84,7 @@ def test_gradients_by_flax_alone(case):
     assert_close(jax.jit(jax.grad(lambda p: loss(p).mean()))(params), gradients(case))
 
 
+@pytest.mark.slow
 def test_rtrl_credits_slots_of_earlier_calls():
     """A step a call, which leaves BPTT nothing to credit but that step."""
     model, params, batch, _ = problem("trunc1_top2")

@@ -43,7 +43,7 @@ def test_braintrace(order):
 
 @pytest.mark.parametrize("window", [4, None])
 @pytest.mark.parametrize("chunk", [6, None])
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 def test_windows_and_calls_change_nothing(window, chunk):
     params, theirs = ring()
     rule = snap(2, window=window, batch_size=1 if chunk else None)

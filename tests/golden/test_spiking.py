@@ -239,6 +239,7 @@ def test_bptt_of_stacks_with_credit_through_the_reset(case):
 
 @pytest.mark.parametrize("streams", [None, 1])
 @pytest.mark.parametrize("case", LSNN)
+@pytest.mark.few(2)
 def test_random_feedback(case, streams):
     theirs, model, params, batch = lsnn(case)
     options = {"feedback": theirs["B_feedback"], "batch_size": streams, "reduction": "sum"}
@@ -248,6 +249,7 @@ def test_random_feedback(case, streams):
 
 @pytest.mark.parametrize("feedback", ["random", "adaptive"])
 @pytest.mark.parametrize("case", STACKS)
+@pytest.mark.few(2)
 def test_feedback_of_stacks(case, feedback):
     """Step by step; adaptive weights have the gradient of the readout's, which they follow."""
     theirs, model, params, batch = stack_of(case)

@@ -136,6 +136,7 @@ def test_a_layer_anywhere_learns_by_what_it_gives():
     assert jnp.any(updates["readout"]["layers_0"]["decorrelation"])
 
 
+@pytest.mark.slow
 def test_to_other_rules_it_is_a_layer_as_any_other():
     model, params, batch = network()
     exact = localgrad.bptt(model, optax.l2_loss)

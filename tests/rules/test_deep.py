@@ -59,6 +59,7 @@ def three():
     "cell",
     [*(pytest.param(c, marks=pytest.mark.slow) for c in (nn.GRUCell, nn.LSTMCell)), nn.SimpleCell],
 )
+@pytest.mark.slow
 def test_on_one_layer_it_is_eprop(cell):
     model, params, batch = problem(cell(4, param_dtype=float))
     for deep, shallow in (({}, localgrad.eprop), ({"autapses": True}, localgrad.snap)):

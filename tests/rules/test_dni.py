@@ -109,7 +109,7 @@ WIDE = {"param_dtype": jnp.float64}
         ((localgrad.RateCell(3, alpha=0.3, learn_alpha=True, **WIDE),), 1, "total", B),
     ],
 )
-@pytest.mark.few(1)
+@pytest.mark.slow
 def test_it_is_the_naive_program(cells, horizon, predicts, size, x64):
     """Masks and resets included, over two cells, with a copy that is one prediction old."""
     model, params, batch = problem(*cells)
@@ -176,6 +176,7 @@ def test_an_episode_no_longer_than_the_horizon_is_bptt(x64):
     assert not np.any(state.predictor) and state.carry is None
 
 
+@pytest.mark.slow
 def test_a_prediction_beats_none(x64):
     """Where credit is a linear function of what is seen, the predictor finds it."""
     rng = np.random.default_rng(0)

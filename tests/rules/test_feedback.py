@@ -60,6 +60,7 @@ def test_feedback_comes_closer_to_the_readout_at_the_rate_of_the_decay(factory, 
     assert not np.allclose(after["readout"]["kernel"], params["readout"]["kernel"], atol=1e-2)
 
 
+@pytest.mark.slow
 def test_a_leaky_readout_is_followed_too():
     model, params, batch = problem(rate(4, 0.3))
     model = localgrad.Network((*model.cells, localgrad.LeakyCell(OUT, 0.8, param_dtype=float)))
@@ -88,6 +89,7 @@ def test_a_lower_cell_has_feedback_as_if_it_had_a_readout():
     close(after.drift["cells_0"], jnp.zeros((4, OUT)))
 
 
+@pytest.mark.slow
 def test_on_one_layer_snap_is_deep_eprop_with_autapses_also_by_weights_that_learn():
     model, params, batch = problem(rate(4, 0.3))
     found = [

@@ -154,6 +154,7 @@ def test_nothing_seen_is_nothing_learnt_or_forgotten(x64):
     assert np.isnan(wrong["readout"]["kernel"]).all()
 
 
+@pytest.mark.slow
 def test_it_follows_sinusoids_where_gradient_descent_does_not():
     model, params = reservoir()
     batch = jax.tree.map(lambda a: a.astype(jnp.float32), series(600))
@@ -169,6 +170,7 @@ def test_it_follows_sinusoids_where_gradient_descent_does_not():
     assert ours < 0.01 and theirs > 4 * ours, (ours, theirs)
 
 
+@pytest.mark.slow
 def test_float32_keeps_what_correlations_would_lose(x64):
     """Smooth inputs and a small penalty: P has a condition far beyond float32's digits."""
     steps, ridge = 400, 1e-6
@@ -203,7 +205,7 @@ def test_a_block_of_rows_of_any_size(scale):
 
 
 @pytest.mark.parametrize(("forgetting", "chunk"), [(0.9, 4), (0.05, 200)])
-@pytest.mark.few(1)
+@pytest.mark.slow
 def test_a_silent_unit_does_not_overflow(forgetting, chunk):
     """Neither over a long time, nor where a window forgets more than there are numbers for."""
     model, params = reservoir(units=20)

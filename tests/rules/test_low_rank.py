@@ -87,7 +87,7 @@ def test_with_a_rank_of_all_that_a_layer_receives_ok_is_rtrl(name):
 
 
 @pytest.mark.parametrize("rank", [1, 2, 4])
-@pytest.mark.few(1)
+@pytest.mark.slow
 def test_few_products_mean_the_sum_and_vary_as_little_as_they_can(rank):
     """Over all places of the marks; the least variance is Benzing's, of the singular values."""
     rng = np.random.default_rng(rank)

@@ -134,6 +134,7 @@ def update(factory, model, params, batch, **options):
     return rule(params, rule.init(params), batch)[0]
 
 
+@pytest.mark.slow
 def test_units_that_keep_nothing_are_credited_over_two_steps(x64):
     model, params, batch = problem(nn.SimpleCell(N, **WIDE))
     found = update(localgrad.mdgl, model, params, batch, window=4)

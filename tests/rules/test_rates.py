@@ -130,6 +130,7 @@ def test_in_depth_rates_are_credited_through_time():
     close(found, oracle(params))
 
 
+@pytest.mark.slow
 def test_without_credit_between_layers_each_cell_has_its_own_rate():
     model, params, batch, steps, net = given(("rate", "rate"), rate(4, 0.25), rate(3, 0.25))
     options = {"spatial": False, "firing_rate": RUNNING}
@@ -148,6 +149,7 @@ def test_without_credit_between_layers_each_cell_has_its_own_rate():
     assert rule.credits(params)["cells_0", "i", "kernel"].startswith("its own firing rate")
 
 
+@pytest.mark.slow
 def test_a_running_rate_does_not_know_where_calls_and_windows_end():
     """So it is causal: calls that do not know the later ones give what the whole call gives."""
     model, params, batch = problem(lif(4))

@@ -101,6 +101,7 @@ def recursion(model, seen, params, batch, order) -> dict:
     "name",
     ["lstm", *(pytest.param(n, marks=pytest.mark.slow) for n in ("adaptive", "concat", "alpha"))],
 )
+@pytest.mark.slow
 def test_it_is_the_masked_recursion(name):
     make, seen = CELLS[name]
     model, params, batch = problem(make())
@@ -118,6 +119,7 @@ def test_it_is_the_masked_recursion(name):
     assert max(jax.tree.leaves(gap)) > 1e-3
 
 
+@pytest.mark.slow
 def test_units_that_reach_nobody_are_as_at_order_1():
     model, params, batch = problem(localgrad.LRUCell(N, param_dtype=float))
     updates = {}

@@ -123,6 +123,7 @@ def test_with_one_output_adam_keeps_rank_one_but_for_its_epsilon():
     assert ratio[0] < 1e-12 < ratio[1] < 1e-3
 
 
+@pytest.mark.slow
 def test_rounding_is_no_rank():
     """What float32 leaves beside two directions is known for noise, and a third one is not."""
     found = change("rflo", optax.sgd(0.004), dtype=jnp.float32)

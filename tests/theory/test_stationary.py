@@ -141,6 +141,7 @@ def test_the_wrong_sign():
     np.testing.assert_allclose(learned.a[-1], end.s, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_detour():
     """From (1, 1, .6), r = -1, RFLO travels to the other branch; BPTT does not."""
     teacher, start = theory.Modes(1.0, 0.8, 1.0), theory.Modes(1.0, 0.6, 1.0)

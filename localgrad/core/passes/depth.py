@@ -254,14 +254,19 @@ def remembered(
     """
     spans, rows = rows.spans, rows._replace(spans=[])
 
-    def one(held: Held, at: tuple[Rows, Any]) -> tuple[Leaves, Held | None]:
-        rows, x = at
-        grads = {} if opening else _recalled(stack, params, held, rows)
-        if closing:
-            return grads, None
-        return grads, _carried(stack, params, held, rows._replace(spans=spans), x, opening)
+    def recall(held: Held, at: tuple[Rows, Any]) -> Leaves:
+        return _recalled(stack, params, held, at[0])
 
-    return over_examples(one, held, (rows, examples_first(xs, 1)))
+    def renew(held: Held, at: tuple[Rows, Any]) -> Held:
+        rows, x = at
+        return _carried(stack, params, held, rows._replace(spans=spans), x, opening)
+
+    return over_examples(
+        held,
+        (rows, examples_first(xs, 1)),
+        None if opening else recall,
+        None if closing else renew,
+    )
 
 
 def _recalled(stack: Stack, params: Leaves, held: Held, rows: Rows) -> Leaves:

@@ -169,8 +169,10 @@ def learn_units(
         posts=[jnp.moveaxis(post[:, 1:], (2, 1), (0, 1)) for post in credit.posts],
         unowned={} if closing else examples_first(unowned_by_unit(cell, params, tape, after), 1),
     )
-    learn = functools.partial(_learn_example, cell, params, opening, closing)
-    recalled, eligibility = over_examples(learn, eligibility, traces)
+    renew = functools.partial(_renewed, cell, params, opening)
+    recalled, eligibility = over_examples(
+        eligibility, traces, None if opening else _recalled, None if closing else renew
+    )
     for path, grad in recalled.items():
         grads[path] += to_leaf(grad, params[path]) if path in cell.unowned else grad
     return grads, eligibility
@@ -207,21 +209,20 @@ class _Traces(NamedTuple):
     unowned: Leaves
 
 
-def _learn_example(
-    cell: Anatomy, params: Leaves, opening: bool, closing: bool, held: Leaves, at: _Traces
-) -> tuple[Leaves, Leaves | None]:
-    """One example: what its eligibilities, [S, ...], add to the gradients, and what they become.
+def _recalled(held: Leaves, at: _Traces) -> Leaves:
+    """What one example's eligibilities, [S, ...], add: the credit of what entered, times them."""
+    found: Leaves = {}
+    for path, old in held.items():
+        terms = [spread(lam[0], old) * old[s] for s, lam in enumerate(at.entering)]
+        found[path] = functools.reduce(jnp.add, terms)
+    return found
 
-    `e_T = A e_0 + e_window`, with A how each live state component of the entering carry fades into
-    each of the leaving one; and the loss's credit of the entering carry, times e_0.
+
+def _renewed(cell: Anatomy, params: Leaves, opening: bool, held: Leaves, at: _Traces) -> Leaves:
+    """What they become: `e_T = A e_0 + e_window`.
+
+    With A how each live state component of the entering carry fades into each of the leaving one.
     """
-    recalled: Leaves = {}
-    if not opening:
-        for path, old in held.items():
-            terms = [spread(lam[0], old) * old[s] for s, lam in enumerate(at.entering)]
-            recalled[path] = functools.reduce(jnp.add, terms)
-    if closing:
-        return recalled, None
     # A loop over S, not a vmap: a product with a batch axis of 1 is a third slower on CPU.
     each = [
         outer(cell.sites, params, at.received, [post[s] for post in at.posts])
@@ -234,7 +235,7 @@ def _learn_example(
         if not opening:
             terms += [spread(lam[1:], old) * old[s][None] for s, lam in enumerate(at.entering)]
         kept[path] = functools.reduce(jnp.add, terms)
-    return recalled, kept
+    return kept
 
 
 def spread(per_unit: jax.Array, like: jax.Array) -> jax.Array:

@@ -237,7 +237,7 @@ def carried(
         M_T.
     """
 
-    def one_example(held: Any, at: tuple[Rows, Any]) -> tuple[tuple, Any]:
+    def renew(held: Any, at: tuple[Rows, Any]) -> Any:
         rows_b, x = at
         found = written(stack, params, rows_b, x)
         new: dict[str, Leaves] = {}
@@ -252,7 +252,7 @@ def carried(
                         passed = rows_b.entering[below][span].astype(block.dtype)
                         total += jnp.tensordot(passed, source, 1)
                 new[name][path] = total
-        return (), new
+        return new
 
-    by_example = rows._replace(spans=[])
-    return over_examples(one_example, influence, (by_example, examples_first(xs, 1)), read)[1]
+    each = rows._replace(spans=[]), examples_first(xs, 1)
+    return over_examples(influence, each, None, renew, read)[1]

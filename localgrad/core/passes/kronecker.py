@@ -143,7 +143,7 @@ def reduced(
     """
     every = wirings(stack, params)
 
-    def one_example(held: Factors, at: tuple[Rows, dict]) -> tuple[tuple, Factors]:
+    def renew(held: Factors, at: tuple[Rows, dict]) -> Factors:
         rows_b, draws = at
         left, right = {}, {}
         for level, wiring in enumerate(every):
@@ -156,9 +156,9 @@ def reduced(
             terms = jnp.concatenate([moved, fresh.astype(old.dtype)])
             found = reduce(draws[name], terms, jnp.concatenate([us, seen.astype(us.dtype)]))
             left[name], right[name] = found
-        return (), Factors(left, right)
+        return Factors(left, right)
 
-    return over_examples(one_example, factors, (rows._replace(spans=[]), draws), read)[1]
+    return over_examples(factors, (rows._replace(spans=[]), draws), None, renew, read)[1]
 
 
 def _moved(stack: Stack, rows: Rows, rows_b: Rows, level: int, old: jax.Array) -> jax.Array:

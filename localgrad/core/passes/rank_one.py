@@ -122,18 +122,18 @@ def reduced(
     moved = [side_by_side(d)[0] for d in push_carries(stack, params, ran.tapes, starts)]
     size = math.sqrt(sum(nu.shape[-1] for nu in noise))
 
-    def one_example(sides: Sides, at: tuple) -> tuple[tuple, Sides]:
+    def renew(sides: Sides, at: tuple) -> Sides:
         (_, right), (rows_b, x, moved, nu) = sides, at
         found = written(stack, params, rows_b, x)
         fresh = {path: found[path][1].astype(old.dtype) for path, old in right.items()}
         old, old_over = balanced(_norm(right), _norm(moved))
         new, new_over = balanced(_norm(fresh), size)
         left = {stack.name(k): _sum(old, moved[k], new, nu[k]) for k in stack.levels}
-        return (), (left, {p: _sum(old_over, b, new_over, fresh[p]) for p, b in right.items()})
+        return left, {p: _sum(old_over, b, new_over, fresh[p]) for p, b in right.items()}
 
     moved = [a.astype(nu.dtype) for a, nu in zip(moved, noise, strict=True)]
     at = (rows._replace(spans=[]), examples_first(xs, 1), moved, noise)
-    return over_examples(one_example, (left, right), at, read)[1]
+    return over_examples((left, right), at, None, renew, read)[1]
 
 
 def _sum(a: jax.Array, old: jax.Array, b: jax.Array, new: jax.Array) -> jax.Array:

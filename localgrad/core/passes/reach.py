@@ -236,8 +236,9 @@ def learn_sets(
             posts=[example_row_step(post[:, 1:]) for post in credit.posts],
             unowned=examples_first(by_unit, 1),
         )
-        learn = functools.partial(_learn_example, cell, params, closing)
-        recalled, eligibility = over_examples(learn, eligibility, traces)
+        recall = functools.partial(_recalled, cell, params)
+        renew = None if closing else functools.partial(_renewed, cell, params)
+        recalled, eligibility = over_examples(eligibility, traces, recall, renew)
         for path, grad in recalled.items():
             grads[path] += grad
     kept_weights = method.reach.kept
@@ -245,25 +246,25 @@ def learn_sets(
     return grads | masked, eligibility
 
 
-def _learn_example(
-    cell: Anatomy, params: Leaves, closing: bool, held: Leaves, at: _Traces
-) -> tuple[Leaves, Leaves | None]:
-    """One example: what its eligibilities add to the gradients, and what they become."""
-    recalled: Leaves = {}
+def _recalled(cell: Anatomy, params: Leaves, held: Leaves, at: _Traces) -> Leaves:
+    """What the eligibilities of one example add to the gradients."""
+    found: Leaves = {}
     for path, old in held.items():
-        found = _through_sets(at.entering[:1], old)[0]
+        grad = _through_sets(at.entering[:1], old)[0]
         if path in cell.unowned and params[path].size == 1:
-            found = found.sum()
-        recalled[path] = found.reshape(params[path].shape)
-    if closing:
-        return recalled, None
+            grad = grad.sum()
+        found[path] = grad.reshape(params[path].shape)
+    return found
+
+
+def _renewed(cell: Anatomy, params: Leaves, held: Leaves, at: _Traces) -> Leaves:
+    """What they become."""
     learn = functools.partial(outer, cell.sites, params, at.received)
     window = (jax.vmap(learn)(at.posts) if cell.sites else {}) | at.unowned
-    kept = {
+    return {
         path: window[path].astype(old.dtype) + _through_sets(at.entering[1:], old)
         for path, old in held.items()
     }
-    return recalled, kept
 
 
 def _through_sets(credit: jax.Array, old: jax.Array) -> jax.Array:
