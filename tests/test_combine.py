@@ -91,6 +91,7 @@ def test_noise_enters_its_own_group_alone(make):
         assert abs(each.mean() - wanted) < 4 * each.std() / np.sqrt(draws)
 
 
+@pytest.mark.slow
 def test_a_group_may_be_what_a_rule_alone_would_refuse():
     model, params, batch = network()
     noisy = localgrad.node_perturbation(model, optax.l2_loss, key=KEY)
@@ -241,6 +242,7 @@ def test_parameters_of_nnx_are_labelled_by_a_function():
         *(pytest.param(r, B, marks=pytest.mark.slow) for r in (localgrad.eprop, localgrad.rtrl)),
     ],
 )
+@pytest.mark.slow
 def test_credit_ends_at_an_encoder_that_is_anothers(make, batch_size):
     class Stern(nn.Module):
         """A layer behind which nothing can be differentiated."""
@@ -275,6 +277,7 @@ def test_credit_ends_at_an_encoder_that_is_anothers(make, batch_size):
     chex.assert_trees_all_close({name: found[name] for name in rest}, wanted, rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_force_goes_with_a_rule_for_the_cell():
     model, params, batch = network()
     rules = {

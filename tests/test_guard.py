@@ -141,6 +141,7 @@ def explosive():
 @pytest.mark.parametrize(
     "told", [{}, {"feedback": "adaptive", "feedback_rate": 0.1, "key": jax.random.key(5)}]
 )
+@pytest.mark.few(1)
 def test_of_a_stream_that_breaks_by_itself_nothing_is_learnt(told):
     model, params = linear()
     rule = localgrad.eprop(model, optax.l2_loss, batch_size=B, **told)

@@ -33,7 +33,7 @@ def piece(batch, start, stop):
 
 
 @pytest.mark.parametrize("kwargs", [{}, {"encoder": nn.Embed(5, 3)}], ids=["dense", "embed"])
-@pytest.mark.few(1)
+@pytest.mark.slow
 def test_evaluate_is_what_flax_runs(kwargs):
     model, params, batch = problem(**kwargs)
     loss, outputs, carry = localgrad.evaluate(model, optax.l2_loss, params, batch)

@@ -159,6 +159,7 @@ def credited(cell: localgrad.SABCell, t: int, best: list[int]) -> set[int]:
     return set(best) - {-1} if set(recalled) - {-1} else set()
 
 
+@pytest.mark.slow
 def test_among_many_slots_the_state_does_not_choose():
     """The query cancels: it changes nothing once there are more than k slots, and no sooner."""
     with jax.enable_x64(True):

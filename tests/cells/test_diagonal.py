@@ -26,6 +26,7 @@ def test_it_is_its_equation(skip):
     assert ("D" in own) == skip
 
 
+@pytest.mark.slow
 def test_where_it_begins():
     cell = localgrad.LRUCell(2000, r_min=0.5, r_max=0.9, max_phase=1.0)
     carry = cell.initialize_carry(jax.random.key(0), (1, 2))

@@ -53,7 +53,7 @@ def test_parameters_have_the_papers_names():
 
 
 @pytest.mark.parametrize("options", [{}, {"features": (6, 6, 6), "stacked": True}])
-@pytest.mark.few(1)
+@pytest.mark.slow
 def test_under_nn_rnn_it_goes_on_uncorrected(options):
     model, params, batch = built(**options)
     runner = nn.RNN(model, return_carry=True)
@@ -151,6 +151,7 @@ def test_refusals(kwargs, message):
 
 
 @pytest.mark.parametrize("dtypes", [{"dtype": jnp.bfloat16}, {"param_dtype": jnp.float16}])
+@pytest.mark.slow
 def test_under_nn_rnn_in_half_precision(dtypes):
     model = localgrad.PTNCN((4, 3), outputs=3, **dtypes)
     x = jnp.ones((2, 5, 3))

@@ -43,6 +43,7 @@ def test_radius_of_matrices_that_are_hard(x64):
     assert np.isnan(radius_of(jnp.asarray(np.eye(3, k=1))))
 
 
+@pytest.mark.slow
 def test_weights_are_drawn_within_their_scales():
     cell = localgrad.ReservoirCell(200, input_scale=0.7, bias_scale=0.2)
     params = weights(cell, inputs=50)

@@ -139,7 +139,7 @@ def test_credit_through_the_reset(reset_credit):
 
 
 @pytest.mark.parametrize(("make", "states"), [(localgrad.LIFCell, 1), (localgrad.ALIFCell, 2)])
-@pytest.mark.few(1)
+@pytest.mark.slow
 def test_eprop_remembers_what_it_must(make, states):
     model = localgrad.Network((make(4),), readout=nn.Dense(2))
     x = jnp.ones((3, 5, 2))
@@ -150,7 +150,7 @@ def test_eprop_remembers_what_it_must(make, states):
 
 
 @every_cell
-@pytest.mark.few(1)
+@pytest.mark.slow
 def test_snap_sees_no_autapses_where_there_are_none(make):
     model = localgrad.Network((make(4, surrogate="sigmoid"),), readout=nn.Dense(2))
     x = jax.random.normal(jax.random.key(0), (3, 5, 2))
@@ -179,7 +179,7 @@ def test_precision(make, dtype):
 
 
 @every_cell
-@pytest.mark.few(1)
+@pytest.mark.slow
 def test_many_networks_at_once(make):
     inputs = jax.random.normal(jax.random.key(0), (2, 20, 3))
     rnn = nn.RNN(make(4, threshold=0.3))

@@ -82,7 +82,7 @@ MIXTURES = {
 
 @every_rule
 @pytest.mark.parametrize("mixture", MIXTURES)
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 def test_updates_have_their_parameters_dtype(name, mixture):
     dtype, data, x64 = MIXTURES[mixture]
     params, updates, after, before = updated(name, dtype, data, x64)

@@ -185,7 +185,7 @@ def test_random_feedback_has_the_announced_size(name):
 
 
 @pytest.mark.parametrize("rule", by_machinery(RULES))
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 def test_mean_is_the_sum_over_the_weight(rule):
     case = Case(rule, "rate")
     built = build(case.model)

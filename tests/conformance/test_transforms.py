@@ -64,7 +64,7 @@ def test_vmap_over_networks_is_a_loop_over_networks(name):
 
 
 @pytest.mark.parametrize("name", by_machinery(KEYED))
-@pytest.mark.few(1)
+@pytest.mark.slow
 def test_vmap_over_seeds_draws_other_numbers(name):
     built = build(MODEL)
 
@@ -113,7 +113,7 @@ def test_a_second_call_does_not_trace_again(name):
 
 
 @every_rule
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 def test_nothing_leaks_from_a_trace(name):
     built = build(MODEL)
     rule = rule_of(Case(name, MODEL), streaming=True, window=5, reduction="mean")
@@ -124,7 +124,7 @@ def test_nothing_leaks_from_a_trace(name):
 
 
 @every_rule
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 def test_a_rule_can_be_jitted_by_its_methods(name):
     built, rule = build(MODEL), rule_of(Case(name, MODEL), streaming=True, window=5)
     state = rule.init(built.params)

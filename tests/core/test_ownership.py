@@ -431,7 +431,7 @@ class Passing(Coupled):
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.few(1)
+@pytest.mark.slow
 def test_units_kept_apart_in_roundabout_ways(way):
     def step(p, h, x, how):
         h = zoo.leaky(h, oracles.dense(p["i"], x) + oracles.recurrent(p["h"], h, how))

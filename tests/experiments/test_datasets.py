@@ -209,7 +209,7 @@ def filmed(key, images, batch_size, count, frames, canvas, speed):
 @pytest.mark.parametrize(
     ("count", "canvas", "speed"), [(2, (16, 12), 0.1), (1, (9, 16), 0.35), (3, (5, 4), 0.5)]
 )
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 def test_videos_equal_plain_loops(count, canvas, speed, x64):
     images = np.random.default_rng(0).random((6, 5, 4))
     told = {"count": count, "frames": 25, "canvas": canvas, "speed": speed}

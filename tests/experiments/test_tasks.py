@@ -34,6 +34,7 @@ def test_same_seed_same_numbers(name):
 
 
 @pytest.mark.parametrize("name", TASKS)
+@pytest.mark.few(2)
 def test_floors_are_what_a_constant_prediction_reaches(name):
     task = TASKS[name](0)
     labels = np.asarray(task.test.targets[:, 0])

@@ -210,6 +210,7 @@ def test_a_layer_that_cannot_be_seen_is_refused(layer):
         rule(params, rule.init(params), batch)
 
 
+@pytest.mark.slow
 def test_a_cell_of_half_precision_runs_as_the_bare_one():
     x = jnp.ones((B, T, IN), jnp.float32)
     inner = nn.GRUCell(N, dtype=jnp.bfloat16)

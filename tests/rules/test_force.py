@@ -88,6 +88,7 @@ def test_learning_step_by_step_in_one_scan_is_the_same(x64):
     assert losses.shape == (T,) and not np.any(optax.tree.get(state, "learnt"))
 
 
+@pytest.mark.slow
 def test_what_was_learnt_outlives_sequences(x64):
     """An episodic rule, and a stream that is reset by hand, go on with the same P."""
     model, params, batch = problem()
@@ -108,6 +109,7 @@ def test_what_was_learnt_outlives_sequences(x64):
     close(stream, expected)
 
 
+@pytest.mark.slow
 def test_another_loss_is_a_preconditioned_gradient(x64):
     model, params, batch = problem()
     labels = jnp.asarray(np.random.default_rng(0).integers(0, OUT, (B, T)))

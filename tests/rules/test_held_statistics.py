@@ -203,7 +203,7 @@ def test_the_statistics_carry_no_credit(rule):
     [("eprop", Grouped()), ("snap", Grouped()), ("snap", Before())],
     ids=["eprop", "snap", "before"],
 )
-@pytest.mark.few(1)
+@pytest.mark.slow
 def test_states_may_be_normalised(rule, cell):
     """By groups as they leave a step; as they enter a recurrent layer."""
     model, params, batch, net, steps = problem(cell)
@@ -217,6 +217,7 @@ def test_units_that_only_leak_are_for_rflo():
     close(found, oracles.local(net, params, steps, CUT))
 
 
+@pytest.mark.slow
 def test_sets_that_hold_all_units_leave_out_the_statistics_alone():
     model, params, batch, net, steps = problem(Dreamer())
     ring = np.eye(N) + np.eye(N, k=1) + np.eye(N, k=1 - N)

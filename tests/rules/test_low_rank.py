@@ -152,7 +152,7 @@ def test_the_variance_is_that_of_the_published_rules(name, case):
 
 
 @pytest.mark.parametrize("name", ["uoro", "kf_rtrl", pytest.param("ok(2)", marks=pytest.mark.slow)])
-@pytest.mark.few(1)
+@pytest.mark.slow
 def test_exact_credit_within_windows_takes_most_of_the_variance(name):
     """Of c0, ten steps in windows of two and of five."""
     assert variance(name, "c0", 2, 500) < PUBLISHED["c0"][name] / 8

@@ -89,6 +89,7 @@ def test_nodes_give_the_gradient_on_average(name, credit):
     close(found, updates_of(exact, given, **({"horizon": 1} if credit == "step" else {})))
 
 
+@pytest.mark.slow
 def test_noise_of_some_size_gives_the_gradient_but_for_its_square():
     given = network(nn.SimpleCell(N, param_dtype=jnp.float64))
     exact = updates_of(localgrad.bptt, given)
@@ -312,7 +313,7 @@ def test_the_variance_falls_as_one_over_samples():
 
 
 @pytest.mark.parametrize("make", [localgrad.node_perturbation, localgrad.weight_perturbation])
-@pytest.mark.few(1)
+@pytest.mark.slow
 def test_a_tiny_scale_is_a_forward_gradient(make):
     given = network()
     over = "nodes" if make is localgrad.node_perturbation else "weights"
@@ -372,7 +373,7 @@ def test_rewards_may_come_from_outside_of_jax(name):
 
 
 @every_rule
-@pytest.mark.few(1)
+@pytest.mark.slow
 def test_some_samples_at_a_time_give_what_all_at_once_do(name):
     given = network()
     whole = updates_of(RULES[name], given, samples=6)
@@ -456,7 +457,7 @@ def test_without_a_clean_copy_it_is_right_on_average_too():
 
 
 @pytest.mark.parametrize("credit", ["causal", "step"])
-@pytest.mark.few(1)
+@pytest.mark.slow
 def test_opposite_noise_is_compared_with_the_same_loss(credit):
     """So that the baseline drops out of the sum of two, and a clean rule's pair is left."""
     model, params, batch = given = network(nn.SimpleCell(N, param_dtype=jnp.float64))
@@ -486,6 +487,7 @@ def test_opposite_noise_is_compared_with_the_same_loss(credit):
         np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-8)
 
 
+@pytest.mark.slow
 def test_without_a_clean_copy_a_split_changes_nothing_but_the_baseline():
     given = network()
     model, params, batch = given
@@ -517,6 +519,7 @@ def test_the_running_mean_is_of_the_calls_before():
     assert np.std(seen) > 0, "noise is there in every call"
 
 
+@pytest.mark.slow
 def test_calls_that_weigh_nothing_are_not_in_the_running_mean():
     model, params, batch = network()
     rule = localgrad.node_perturbation(

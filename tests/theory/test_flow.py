@@ -18,7 +18,7 @@ def aligned_problem() -> tuple:
 @pytest.mark.parametrize(
     "rule", ["bptt", "rflo", *(pytest.param(n, marks=pytest.mark.slow) for n in RULES[1:3])]
 )
-@pytest.mark.few(1)
+@pytest.mark.slow
 def test_finite_sequences(rule):
     at, start, task = aligned_problem()
     found = golden(f"aligned/final/{rule}/")

@@ -49,6 +49,7 @@ def aligned_start(alpha: float = 1.0) -> tuple:
     return at, bases, modes
 
 
+@pytest.mark.slow
 def test_aligned_problem():
     at, bases, modes = aligned_start()
     weights = theory.aligned(modes, bases, others=at["w_extra"])

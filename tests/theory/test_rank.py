@@ -78,7 +78,7 @@ def change(
     ],
     ids=["sgd", "momentum", "clipping and schedule"],
 )
-@pytest.mark.few(1)
+@pytest.mark.slow
 def test_rflo_is_of_the_outputs_rank(tx):
     found = change("rflo", tx)["joint"]
     assert found.rank == theory.rank_bound("rflo", OUTPUTS, UNITS) == OUTPUTS
@@ -98,6 +98,7 @@ def test_time_constants_multiply_the_rank():
         *((name, optax.sgd(0.004)) for name in ("bptt", "tbptt", "eprop", "snap")),
     ],
 )
+@pytest.mark.few(2)
 def test_what_has_no_bound(rule, tx):
     assert change(rule, tx)["joint"].rank > 3 * OUTPUTS
 

@@ -175,6 +175,7 @@ def test_bias_of_rflo_on_a_delay(rho, loss):
     np.testing.assert_allclose(moving, 0.0, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_a_realisable_teacher_is_every_rules_stop():
     task = theory.realisable(theory.Modes(1.2, 0.7, 1.0), 12)
     for rule in (theory.bptt(), theory.tbptt(1), theory.rflo(-0.9, 0.4)):
@@ -186,7 +187,7 @@ def test_a_realisable_teacher_is_every_rules_stop():
 
 
 @pytest.mark.parametrize("seed", [23, 3])
-@pytest.mark.few(1)
+@pytest.mark.slow
 def test_what_becomes_of_each_stop(seed):
     """Eigenvalues of differences; on task 23 a saddle of TBPTT(1) has the least loss."""
     task = theory.Task(np.random.default_rng(seed).normal(size=5), theory.lag_weights(5))
@@ -301,6 +302,7 @@ def test_rates_near_the_saddle_node_do_not_cancel():
 
 
 @pytest.mark.parametrize("w", [0.9998, -0.9998])
+@pytest.mark.few(1)
 def test_points_near_the_edge_are_found(w):
     task = theory.realisable(theory.Modes(1.2, w, 1.0), 20)
     for rule in (theory.bptt(), theory.tbptt(1), theory.rflo(0.9, 0.4)):

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from localgrad.core.contract.room import held_bytes
+from localgrad.core.examples import over_examples
 from localgrad.core.model.stack import Stack
 from localgrad.core.params import Leaves, Path, accumulator, added, placed, under
 from localgrad.core.passes.backward import (
@@ -43,7 +44,6 @@ from localgrad.core.steps import (
     example_row_step,
     examples_first,
     one_row,
-    over_examples,
     row,
 )
 

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from localgrad.core.examples import over_examples
 from localgrad.core.model.locality import (
     Findings,
     own_entries,
@@ -36,7 +37,7 @@ from localgrad.core.passes.backward import (
 from localgrad.core.passes.contraction import contract, outer, pres
 from localgrad.core.passes.forward import CUT, DIAGONAL, SETS, Method
 from localgrad.core.passes.run import Level
-from localgrad.core.steps import even_window, examples_first, one_row, over_examples, row
+from localgrad.core.steps import even_window, examples_first, one_row, row
 
 
 def tried_cell(stack: Stack, params: Leaves, level: int) -> Findings:

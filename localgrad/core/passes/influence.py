@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from localgrad.core.examples import over_examples
 from localgrad.core.model.stack import Stack
 from localgrad.core.params import Leaves, Path, accumulator, placed, under
 from localgrad.core.passes.backward import assign, input_credit, sweep, unowned_by_example
@@ -27,7 +28,6 @@ from localgrad.core.steps import (
     examples_first,
     length,
     one_row,
-    over_examples,
     row,
 )
 

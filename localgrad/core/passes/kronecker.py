@@ -16,12 +16,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from localgrad.core.examples import over_examples
 from localgrad.core.model.stack import Stack
 from localgrad.core.model.wiring import Wiring, wiring_of
 from localgrad.core.params import Leaves, Path, accumulator, placed, under
 from localgrad.core.passes.contraction import outer
 from localgrad.core.passes.influence import Rows, carry_size
-from localgrad.core.steps import over_examples
 
 Reduce = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
 """`(draw, A [T, N, D], u [T, U]) -> (A [R, N, D], u [R, U])`, without a bias."""

@@ -13,13 +13,14 @@ import jax
 import jax.numpy as jnp
 
 from localgrad.core.contract.noise import drawn
+from localgrad.core.examples import over_examples
 from localgrad.core.model.stack import Stack
 from localgrad.core.model.wiring import output_leaf
 from localgrad.core.params import Leaves, accumulator, under
 from localgrad.core.passes.influence import Rows, carry_size, reaching, side_by_side, written
 from localgrad.core.passes.run import Pass
 from localgrad.core.passes.tangents import push_carries
-from localgrad.core.steps import examples_first, length, over_examples
+from localgrad.core.steps import examples_first, length
 
 Sides = tuple[dict[str, jax.Array], Leaves]
 """A by cell, [B, n], and B by parameter path, [B, ...]."""

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from localgrad.core.examples import over_examples
 from localgrad.core.model.synapses import Anatomy, in_use, record
 from localgrad.core.params import Leaves, under
 from localgrad.core.passes.backward import (
@@ -31,7 +32,6 @@ from localgrad.core.steps import (
     examples_first,
     forget,
     one_row,
-    over_examples,
     padded,
     row,
 )

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from localgrad.core.contract.noise import beginning, require_key, step_keys
 from localgrad.core.contract.objective import Shown
+from localgrad.core.examples import over_samples
 from localgrad.core.frame import Recipe
 from localgrad.core.model.stack import Stack
 from localgrad.core.params import Leaves, added, placed, under
@@ -22,7 +23,7 @@ from localgrad.core.passes.correlation import carried, correlated, paid_for, rec
 from localgrad.core.passes.disturb import Noise
 from localgrad.core.passes.heard import Heard, hear
 from localgrad.core.passes.reward import earlier, later
-from localgrad.core.steps import length, over_samples
+from localgrad.core.steps import length
 from localgrad.core.windows import Frame, Window, even_windows
 from localgrad.rules.perturbation.norms import normalised
 from localgrad.rules.perturbation.reached import (

@@ -13,13 +13,14 @@ import jax.numpy as jnp
 
 from localgrad.core.contract.noise import beginning, drawn, require_key
 from localgrad.core.contract.objective import Shown
+from localgrad.core.examples import over_samples
 from localgrad.core.frame import Recipe
 from localgrad.core.model.stack import Stack
 from localgrad.core.params import Leaves, Path, accumulator
 from localgrad.core.passes.alone import Stretch, disturb_each
 from localgrad.core.passes.disturb import Noise, Scored
 from localgrad.core.passes.run import run
-from localgrad.core.steps import length, over_samples
+from localgrad.core.steps import length
 from localgrad.core.windows import Frame, Window, even_windows
 
 
