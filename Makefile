@@ -45,6 +45,8 @@ test-long: $(STAMP)
 
 test-slow: $(STAMP)
 	XLA_FLAGS="$(FLAGS)" $(BIN)/python -m pytest -n $(WORKERS) -m slow tests $(ARGS)
+	JAX_PLATFORMS=cpu XLA_FLAGS="$(FLAGS) --xla_force_host_platform_device_count=8" \
+	  $(BIN)/python -m pytest -n $(WORKERS) -m slow tests/multidevice $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check

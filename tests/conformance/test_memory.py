@@ -45,7 +45,7 @@ def temporary_bytes(name: str, steps: int) -> int:
 
 
 @pytest.mark.parametrize("name", RULES)
-@pytest.mark.few(6)
+@pytest.mark.few(3)
 def test_memory_does_not_grow_with_the_length_of_a_call(name):
     short, long = temporary_bytes(name, 256), temporary_bytes(name, 4096)
     if RULES[name].windowed:

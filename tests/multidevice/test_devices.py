@@ -14,6 +14,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 import localgrad
 from catalogue import RULES
 from experiments.devices import axis_of, collectives, make_mesh, spread
+from tests.conformance.table import by_machinery
 
 B, T, IN, OUT = 8, 6, 4, 4
 
@@ -48,7 +49,7 @@ def problem():
     return model, params, batch
 
 
-@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("name", by_machinery(RULES))
 def test_a_batch_spread_over_devices_is_reduced_once(name, problem):
     """The same numbers; every stream's state on one device; one all-reduce of the updates."""
     # Where singular values lie close, rounding turns the factors that `ok` draws for.
@@ -128,7 +129,9 @@ def test_shard_map_does_not_check_what_varies(problem):
 
 
 # The examples of a device draw what those of another draw: a random rule's mean is no other's.
-@pytest.mark.parametrize("name", [name for name, row in RULES.items() if not row.random])
+@pytest.mark.parametrize(
+    "name", by_machinery(name for name, row in RULES.items() if not row.random)
+)
 def test_a_pmean_over_pmapped_devices_gives_the_same(name, problem):
     model, params, batch = problem
     rule = RULES[name].make(model, optax.l2_loss)
