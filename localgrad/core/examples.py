@@ -70,10 +70,11 @@ def over_examples(
         total = summed(held, jax.tree.unflatten(treedef, leaves))
         if renew is None:
             return total, held
-        # All of one example, whose loop is none; else the least, which is enough for an order.
-        least = min(range(len(leaves)), key=lambda k: (not _real(leaves[k]), leaves[k].size))
-        late = slice(least, least + 1) if length(xs) > 1 else slice(None)
-        total, _, leaves[late] = settled((total, read, leaves[late]))
+        if jax.tree.leaves((total, read)):
+            # All of one example, whose loop is none; else the least, which is enough for an order.
+            least = min(range(len(leaves)), key=lambda k: (not _real(leaves[k]), leaves[k].size))
+            late = slice(least, least + 1) if length(xs) > 1 else slice(None)
+            total, _, leaves[late] = settled((total, read, leaves[late]))
         return total, renewed(held, jax.tree.unflatten(treedef, leaves))
 
     def together(held: Any, xs: Any, read: Any) -> tuple[Any, Any]:
@@ -105,14 +106,16 @@ def settled(tree: Any) -> Any:
     There `optimization_barrier` is gone when it matters, so that XLA would compute what is small
     anew for each number of what is large, and copy a memory where it sees no order between those
     that read it and those that overwrite it. Hence a branch that is never taken, for no number
-    exceeds infinity, which XLA does not know.
+    exceeds infinity, which XLA does not know. Without a real number in the tree it is no barrier.
     """
-    never = next(a for a in jax.tree.leaves(tree) if _real(a)).ravel()[0] > jnp.inf
+    first = next((a.ravel()[0] for a in jax.tree.leaves(tree) if _real(a)), None)
+    if first is None:
+        return tree
 
     def changed(a: jax.Array) -> jax.Array:
         return -a if _real(a) else a
 
-    return jax.lax.cond(never, lambda a: jax.tree.map(changed, a), lambda a: a, tree)
+    return jax.lax.cond(first > jnp.inf, lambda a: jax.tree.map(changed, a), lambda a: a, tree)
 
 
 def _real(a: jax.Array) -> bool:

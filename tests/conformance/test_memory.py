@@ -1,5 +1,6 @@
-"""What a compiled call allocates: the same for 4096 steps as for 256, but under BPTT."""
+"""What a compiled call allocates and computes: no more memory for 4096 steps than for 256."""
 
+import functools
 from collections.abc import Iterator
 
 import flax.linen as nn
@@ -9,6 +10,7 @@ import optax
 import pytest
 
 import localgrad
+from benchmarks.harness import problem, streaming
 from catalogue import RULES
 
 # What is allocated is up to the optimizer.
@@ -52,3 +54,29 @@ def test_memory_does_not_grow_with_the_length_of_a_call(name):
         assert long <= 1.2 * short
     else:
         assert long > 8 * short
+
+
+def learning_with_adam(name, cell, units, batch):
+    """Of `learn`, one update a step, as compiled for batches of `batch` streams, and the state."""
+    task = problem(cell, units, 16, batch, abstract=True)
+    tx = optax.chain(streaming(getattr(localgrad, name), task), optax.adam(1e-3))
+    learn = functools.partial(localgrad.learn, tx, chunk=1)
+    state = jax.eval_shape(tx.init, task.params)
+    return jax.jit(learn).lower(task.params, state, task.batch).compile(), state
+
+
+@pytest.mark.parametrize(("name", "cell"), [("snap", "LSTM"), ("eprop", "GRU"), ("eprop", "rate")])
+@pytest.mark.few(1)
+def test_a_trace_is_renewed_in_place(name, cell):
+    compiled, state = learning_with_adam(name, cell, units=64, batch=16)
+    traces = jax.tree.leaves(state[0].eligibility)
+    trace = sum(a.size * a.dtype.itemsize for a in traces)
+    assert compiled.memory_analysis().temp_size_in_bytes < trace / 2
+
+
+def test_a_unit_s_jacobian_is_not_computed_again_for_each_of_its_synapses():
+    flops = []
+    for batch in (1, 2):
+        compiled, _ = learning_with_adam("snap", "LSTM", units=64, batch=batch)
+        flops.append(compiled.cost_analysis()["flops"])
+    assert flops[0] <= flops[1]

@@ -107,10 +107,12 @@ def silent(cell: Anatomy, params: Leaves, carry: Any, cut: str, reach: int = 1) 
 
 
 def default_window(cut: str, stack: Stack, params: Leaves, steps: int, alone: bool) -> int:
-    """Up to 128 steps, or all of them where no eligibility is needed and that takes no more memory.
+    """Up to 128 steps, or all of them where no eligibility is needed and memory allows.
 
-    Windows that follow each other hold the eligibilities twice, and 1 + S rows of credit: measured,
-    1.6 times and more what a window alone holds for each step, which is 1.5 times its tape.
+    Windows that follow each other hold the eligibilities, and 1 + S rows of credit: about as much
+    as one window of 1.6 W steps, and as many more as have a tape of the eligibilities' size.
+    Measured, equal memory is at 252 steps for a GRU and 306 for an LSTM of 128 units, where the
+    estimate is 260 and 297; for 512 rate units, at 226, the estimate is 317, or 1.4 times.
     """
     size = even_window(steps)
     if not alone:
