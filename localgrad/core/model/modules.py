@@ -64,7 +64,11 @@ def traced_once(call: Callable[..., Any], module: Any, *args: Any) -> Any:
     return _inlined(call, module, *args)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1), inline=True)
+# In the jaxpr of whoever calls, where wirings are read; newer JAX asks when to inline.
+_EARLY = jax.Inline.JAX_EARLY if hasattr(jax, "Inline") else True
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1), inline=_EARLY)
 def _inlined(call: Callable[..., Any], module: Any, *args: Any) -> Any:
     return call(module, *args)
 

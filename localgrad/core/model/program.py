@@ -59,8 +59,8 @@ def program_of(module: Module, params: Leaves, carry: Any, x: Any) -> Program:
     Returns:
         The program of one example.
     """
-    shapes = {path: jax.ShapeDtypeStruct(v.shape, v.dtype) for path, v in params.items()}
-    one = lambda a: jax.ShapeDtypeStruct((1, *a.shape[1:]), a.dtype)  # noqa: E731
+    shapes = {path: jax.ShapeDtypeStruct(v.shape, jnp.result_type(v)) for path, v in params.items()}
+    one = lambda a: jax.ShapeDtypeStruct((1, *a.shape[1:]), jnp.result_type(a))  # noqa: E731
     carry, x = jax.tree.map(one, (carry, x))
     try:
         traced = jax.make_jaxpr(module.apply, return_shape=True)(shapes, carry, x)
