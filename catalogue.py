@@ -112,6 +112,14 @@ RULES: dict[str, Rule] = {
     ),
     "snap": Rule(localgrad.snap, "SnAp-1", "diagonal", {}, _LOCAL, fast=True),
     "mdgl": Rule(localgrad.mdgl, "MDGL", "once", {}, _LOCAL),
+    "modprop": Rule(
+        localgrad.modprop,
+        "ModProp",
+        "types",
+        {"slope": 0.3},
+        (*_LOCAL, "gated"),
+        models=("embed",),
+    ),
     "eprop": Rule(localgrad.eprop, "e-prop, symmetric", "cut", {}, _LOCAL, fast=True, models=None),
     "eprop_random": Rule(
         localgrad.eprop,

@@ -32,6 +32,7 @@ from localgrad.rules.force import force
 from localgrad.rules.influence import rtrl
 from localgrad.rules.kronecker import kf_rtrl, ok
 from localgrad.rules.lra import lra
+from localgrad.rules.modprop import modprop
 from localgrad.rules.modulated import mdgl
 from localgrad.rules.perturbation.forward import forward_gradient
 from localgrad.rules.perturbation.nodes import activity_perturbation, node_perturbation
@@ -88,6 +89,7 @@ __all__ = [
     "learn",
     "lra",
     "mdgl",
+    "modprop",
     "mix",
     "node_perturbation",
     "ok",

@@ -20,6 +20,7 @@ CHUNK = 5  # steps between two updates
 CLIP = 1.0
 RATES = (3e-3, 1e-2, 3e-2)
 ALPHA = 0.2  # the leak of rate units
+SLOPE = 0.5  # of rectifiers, as far as ModProp knows
 SHIFTS = (0, 1, 4, 11)  # of a sparse network: whom a unit feeds, counted from itself
 Cells = tuple[nn.RNNCellBase, ...]
 Make = Callable[..., localgrad.LearningRule]
@@ -83,6 +84,26 @@ def rates(units: int) -> Cells:
     return (localgrad.RateCell(units, alpha=ALPHA),)
 
 
+def inhibitory(units: int) -> np.ndarray:
+    """Of a network of two types, which units inhibit: the last fifth."""
+    return np.arange(units) >= units - units // 5
+
+
+def balanced(key: jax.Array, shape: tuple[int, int], dtype: Any) -> jax.Array:
+    """Weights with the sign of the unit that they come from; those that inhibit are larger."""
+    minus = inhibitory(shape[0])
+    sign = np.where(minus, -(~minus).sum() / max(minus.sum(), 1), 1) / shape[0] ** 0.5
+    return sign[:, None] * jnp.abs(jax.random.normal(key, shape, dtype))
+
+
+def types(units: int) -> Cells:
+    """Leaky rectifying units that excite or inhibit, to begin with."""
+    cell = localgrad.RateCell(
+        units, alpha=ALPHA, activation=nn.relu, recurrent_kernel_init=balanced
+    )
+    return (cell,)
+
+
 def lru(units: int) -> Cells:
     """Units that are linear and apart, with memories of all lengths."""
     return (localgrad.LRUCell(units, r_min=0.5, r_max=0.99, max_phase=0.5),)
@@ -108,6 +129,13 @@ def snap2(model: Any, loss: Any, key: jax.Array, **options: Any) -> localgrad.Le
     del key
     mask = wiring(model.cells[0].features)
     return localgrad.snap(model, loss, order=2, mask=mask, **options)
+
+
+def modprop(model: Any, loss: Any, key: jax.Array, **options: Any) -> localgrad.LearningRule:
+    """ModProp by two types."""
+    del key
+    kinds = inhibitory(model.cells[0].features).astype(int)
+    return localgrad.modprop(model, loss, slope=SLOPE * ALPHA, types=kinds, **options)
 
 
 class Row(NamedTuple):
@@ -192,6 +220,10 @@ ROWS: dict[str, Row] = {
     "rflo": Row(
         "RFLO, rate units", "local", keyed(localgrad.rflo, feedback="random"), rates, "bptt_rate"
     ),
+    "bptt_types": Row("BPTT, two types", "bptt", _bptt, types, "bptt_types", chunk=None),
+    "modprop_types": Row("ModProp, two types", "local", modprop, types, "bptt_types"),
+    "mdgl_types": Row("MDGL, two types", "local", plain(localgrad.mdgl), types, "bptt_types"),
+    "eprop_types": Row("e-prop, two types", "local", _eprop, types, "bptt_types"),
     "bptt_lru": Row("BPTT, LRU", "bptt", _bptt, lru, "bptt_lru", chunk=None),
     "eprop_lru": Row("e-prop = RTRL, LRU", "exact", _eprop, lru, "bptt_lru"),
     "bptt_rtu": Row("BPTT, RTU", "bptt", _bptt, rtu, "bptt_rtu", chunk=None),

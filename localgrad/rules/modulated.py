@@ -1,8 +1,4 @@
-"""MDGL: e-prop, and credit that units tell those that they hear from, one step back.
-
-ModProp (Liu et al., 2022, https://arxiv.org/abs/2206.01338), which sends such credit on over more
-steps by filters of a constant activation slope, is not here.
-"""
+"""MDGL: e-prop, and credit that units tell those that they hear from, one step back."""
 
 from __future__ import annotations
 

@@ -140,9 +140,11 @@ def tbptt(
 # Cells, written out: credit on its way back through a recurrent layer is cut or thinned out.
 
 EXACT, CUT, DIAGONAL, ONCE, HELD = "exact", "cut", "diagonal", "once", "held"
+TYPES, SLOPE = "types", 0.3
 """What a recurrent layer sends back: all, nothing, each unit's credit to itself, or `ONCE` all from
 a step's outputs and nothing from what goes on. A cell that is `HELD` takes its carry for a constant
-altogether: credit passes only within the time step."""
+altogether: credit passes only within the time step. `TYPES` sends back nothing, but all units hear
+of each other by a path of their own, on which they are alike (`alike`)."""
 
 Params = dict[str, Any]
 
@@ -305,6 +307,21 @@ _ALL = (rate, rate_alpha, simple, gru, lstm, mgu, nnx_simple, nnx_gru, nnx_lstm)
 CELLS = {f.__name__: f for f in (*_ALL, lif, alif, leaky, lru, rtu, elstm)}
 
 
+def alike(name: str, p: Params, carry: Any, x: jax.Array) -> tuple:
+    """A cell whose units answer each other by one mean weight and `SLOPE`.
+
+    How they do is a number an example, always 0, that has the credit of them all.
+    """
+    h, heard = carry
+    kernel = p["dense_h" if name == "nnx_simple" else "h"]["kernel"]
+    weight, units = sg(kernel.mean()), len(kernel)
+    kept = jax.jvp(lambda h: CELLS[name](p, h, x, CUT)[0], (h,), (jnp.ones_like(h),))[1]
+    told = (h - sg(h)).sum(-1, keepdims=True) + units * heard
+    heard = sg(kept.mean(-1, keepdims=True)) * heard + SLOPE * weight * told
+    h, y = CELLS[name](p, h, x, CUT)
+    return (h, heard), y + heard
+
+
 # ------------------------------------------------------------------------------------------------
 # Networks of such cells, one level of credit at a time.
 
@@ -337,6 +354,8 @@ def levels(net: Net, params: Params, steps: Steps, hows: list[str]) -> tuple[lis
         zs = params["encoder"]["embedding"][zs]
     for level, (name, initial, how) in enumerate(zip(net.cells, net.initial, hows, strict=True)):
         own = params if net.bare else params[f"cells_{level}"]
+        if how == TYPES:
+            initial = initial, jnp.zeros_like(initial[:, :1])
 
         def body(carry: Any, now: tuple, name=name, own=own, initial=initial, how=how) -> tuple:
             x, reset = now
@@ -344,6 +363,8 @@ def levels(net: Net, params: Params, steps: Steps, hows: list[str]) -> tuple[lis
             if how == HELD:
                 carry = sg(carry)
             cell = CELLS.get(name, name)
+            if how == TYPES:
+                return alike(name, own, carry, x)
             if how == ONCE:
                 return cell(own, carry, x, CUT)[0], cell(own, carry, x, EXACT)[1]
             return cell(own, carry, x, EXACT if how == HELD else how)

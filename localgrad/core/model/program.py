@@ -187,3 +187,33 @@ def made(program: Program, values: Sequence[Any], wanted: Sequence[Any]) -> list
         ins = [a.val if isinstance(a, jex.Literal) else known[a] for a in eqn.invars]
         known |= dict(zip(eqn.outvars, bound(eqn, ins), strict=True))
     return [known[var] for var in wanted]
+
+
+def output_of_state(program: Program) -> Callable[[Leaves, jax.Array], jax.Array] | None:
+    """How a cell of one carry leaf makes its output [B, N] of the new one, and of nothing else.
+
+    Returns:
+        `(params, new carry [B, N]) -> output`, or None where there is no such function.
+    """
+    state, *outputs = program.closed.jaxpr.outvars
+    if program.carry != 1 or len(outputs) != 1:
+        return None
+    eqns = steps_to(program, outputs, [state])
+    inside = {state, *(var for eqn in eqns for var in eqn.outvars)}
+    read = [atom for eqn in eqns for atom in eqn.invars] + outputs
+    given = list(dict.fromkeys(a for a in read if isinstance(a, jex.Var) and a not in inside))
+    if any(program.kind(var) == MOVING for var in given):
+        return None
+
+    def one(values: list, new: jax.Array) -> jax.Array:
+        known = {state: new[None]} | dict(zip(given, values, strict=True))
+        for eqn in eqns:
+            ins = [a.val if isinstance(a, jex.Literal) else known[a] for a in eqn.invars]
+            known |= dict(zip(eqn.outvars, bound(eqn, ins), strict=True))
+        return known[outputs[0]][0]
+
+    def output(params: Leaves, new: jax.Array) -> jax.Array:
+        values = made(program, jax.tree.leaves(params), given)
+        return jax.vmap(lambda a: one(values, a))(new)
+
+    return output

@@ -151,18 +151,49 @@ def learn_units(
     Returns:
         The gradients and the new eligibilities.
     """
-    cell, params, tape = at.cell, at.params, at.tape
-    received, signal = pres(cell, params, tape), one_row(q_y)
-    live = live_leaves(cell, method.cut)
+    signal = one_row(q_y)
+    live = live_leaves(at.cell, method.cut)
     left, entering = None, []
     if live:
         probes = 0 if closing else len(live)
-        left, entering = sweep_units(cell, params, tape, signal, live, probes, method)
-    credit = assign(cell, params, tape, signal, left)
+        own = at.cell, at.params, at.tape
+        left, entering = sweep_units(*own, signal, live, probes, method)
+    return learn_from(at, signal, left, entering, eligibility, opening, closing)
+
+
+def learn_from(
+    at: Level,
+    q_ys: Any,
+    left: Any,
+    entering: list[jax.Array],
+    eligibility: Leaves,
+    opening: bool,
+    closing: bool,
+) -> tuple[Leaves, Leaves]:
+    """What credit means for the parameters of one cell, and for the eligibilities after the window.
+
+    Rows of credit are the loss's, then those of each eligibility's end, which are left out if it is
+    not needed.
+
+    Args:
+        at: the cell.
+        q_ys: credit of its outputs, leaves [W, 1, B, N].
+        left: credit of the carry that leaves each step, leaves [W, 1 + S, B, N]; None if S is 0.
+        entering: credit of what each eligibility is of, before the window, S of [1 + S, B, N].
+        eligibility: before the window, leaves [B, S, ...].
+        opening: as of `learn_units`.
+        closing: likewise.
+
+    Returns:
+        The gradients and the new eligibilities.
+    """
+    cell, params, tape = at.cell, at.params, at.tape
+    received = pres(cell, params, tape)
+    credit = assign(cell, params, tape, q_ys, left)
     grads = contract(cell.sites, params, received, row(credit.posts, 0))
     first = None if left is None else jax.tree.map(lambda q: q[:, :1], left)
-    grads |= unowned_whole(cell, params, tape, signal, first)
-    if not live or (opening and closing):
+    grads |= unowned_whole(cell, params, tape, q_ys, first)
+    if not entering or (opening and closing):
         return grads, eligibility
 
     after = jax.tree.map(lambda q: q[:, 1:], left)
