@@ -19,6 +19,7 @@ LITTLE, MOST = 0.01, 0.8  # of chance
 DRAWN = ("kf_rtrl",), ("uoro",)
 SUM = ("ok",)  # of Kronecker products
 WIRED = ("snap2_sparse",), ("snap_sparse",)
+TOLD = ("modprop_types",), ("eprop_types",)
 EXACT, ALONE = 0.999, 0.99  # cosines
 
 
@@ -79,6 +80,7 @@ def of_coin(panel: Panel, last: Mapping[str, float]) -> Sequence[Claim | None]:
         less("coin: KF-RTRL and DNI more than e-prop", last, (*DRAWN[0], "dni"), NEAR[1:], 1),
         less("coin: OK(4) more than KF-RTRL", last, SUM, DRAWN[0], 1),
         less("coin: on wires SnAp-2 more than SnAp-1", last, *WIRED, 1),
+        less("coin: of two types ModProp more than e-prop", last, *TOLD, 1),
     ]
 
 

@@ -20,7 +20,7 @@ CHUNK = 5  # steps between two updates
 CLIP = 1.0
 RATES = (3e-3, 1e-2, 3e-2)
 ALPHA = 0.2  # the leak of rate units
-SLOPE = 0.5  # of rectifiers, as far as ModProp knows
+SLOPE = 0.25  # of their activation, as far as ModProp knows
 SHIFTS = (0, 1, 4, 11)  # of a sparse network: whom a unit feeds, counted from itself
 Cells = tuple[nn.RNNCellBase, ...]
 Make = Callable[..., localgrad.LearningRule]
@@ -92,16 +92,13 @@ def inhibitory(units: int) -> np.ndarray:
 def balanced(key: jax.Array, shape: tuple[int, int], dtype: Any) -> jax.Array:
     """Weights with the sign of the unit that they come from; those that inhibit are larger."""
     minus = inhibitory(shape[0])
-    sign = np.where(minus, -(~minus).sum() / max(minus.sum(), 1), 1) / shape[0] ** 0.5
+    sign = np.where(minus, -(~minus).sum() / max(minus.sum(), 1), 1) / (2 * shape[0] ** 0.5)
     return sign[:, None] * jnp.abs(jax.random.normal(key, shape, dtype))
 
 
 def types(units: int) -> Cells:
-    """Leaky rectifying units that excite or inhibit, to begin with."""
-    cell = localgrad.RateCell(
-        units, alpha=ALPHA, activation=nn.relu, recurrent_kernel_init=balanced
-    )
-    return (cell,)
+    """Leaky rate units that excite or inhibit, to begin with."""
+    return (localgrad.RateCell(units, alpha=ALPHA, recurrent_kernel_init=balanced),)
 
 
 def lru(units: int) -> Cells:
