@@ -408,7 +408,7 @@ class Tied(Cell):
 
 
 class NNXRaw(nnx.Module):
-    """An NNX cell of bare parameters, one of them inside `nnx.remat`."""
+    """An NNX cell of bare parameters, one of them inside `jax.checkpoint`."""
 
     def __init__(self, how: str = WHOLE):
         key = jax.random.key(0)

@@ -41,7 +41,7 @@ class Leaky(nnx.Module):
         self.dropout = nnx.Dropout(0.5, deterministic=does != "dropout", rngs=rngs)
 
     def __call__(self, h, x):
-        drive = self.i(x * self.mask[None]) + self.h(h)
+        drive = self.i(x * self.mask[None]) + self.within(self.does)(self.h, h)
         h = (1 - self.leaks[None]) * h + self.leaks[None] * jnp.tanh(drive)
         if self.does == "array":
             self.ones = 0.9 * self.ones
@@ -50,6 +50,18 @@ class Leaky(nnx.Module):
         if self.does == "memory":
             self.last = nnx.Variable(h)
         return h, self.dropout(self.norm(h)) * self.ones[None]
+
+    @staticmethod
+    def within(does):
+        """How a layer is called."""
+
+        def changed(layer, h):
+            layer.kernel[...] = 0.9 * layer.kernel[...]
+            return layer(h)
+
+        lifted = {"remat": nnx.remat, "jit": nnx.jit, "writes": nnx.remat}
+        call = changed if does == "writes" else lambda layer, h: layer(h)
+        return lifted[does](call) if does in lifted else call
 
     def initialize_carry(self, input_shape, rngs):
         return jnp.zeros((*input_shape[:-1], N))
@@ -78,6 +90,18 @@ def test_constants_are_part_of_the_model(factory, batch):
     chex.assert_trees_all_close(nnx.to_pure_dict(found), expected, rtol=1e-12)
 
 
+@pytest.mark.parametrize("factory", [localgrad.snap, localgrad.bptt])
+@pytest.mark.parametrize("does", ["remat", "jit"])
+@pytest.mark.few(1)
+def test_what_a_transform_hands_back_is_not_changed(does, factory, batch):
+    updates = []
+    for how in (does, "nothing"):
+        model, params = localgrad.from_nnx(Leaky(how))
+        rule = factory(model, optax.l2_loss)
+        updates.append(jax.jit(rule)(params, rule.init(params), batch)[0])
+    chex.assert_trees_all_close(*updates, rtol=1e-12)
+
+
 def test_models_are_equal_by_the_values_of_their_constants(batch):
     mask = MASK.copy()
     one, other, third = (localgrad.from_nnx(Leaky(mask=m))[0] for m in (mask, MASK, 2 * MASK))
@@ -97,6 +121,7 @@ def test_models_are_equal_by_the_values_of_their_constants(batch):
         ("array", r"Leaky changes ones \(array\)"),
         ("variable", r"Leaky changes leaks \(Fixed\)"),
         ("memory", r"Leaky changes last \(Variable\)"),
+        ("writes", r"Leaky changes h/kernel \(Param\)"),
     ],
 )
 def test_what_a_step_changes_is_refused_by_name(does, message, batch):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import flax.linen as nn
@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+
+from localgrad.core.model.calls import opened
 
 
 class Constants:
@@ -78,6 +80,9 @@ def _value_of(leaf: Any, label: str) -> Hashable:
     return isinstance(leaf, np.ndarray), str(leaf.dtype), leaf.shape, digest
 
 
+Step = Callable[[nnx.Module], Any]
+
+
 def held_by(module: nnx.Module) -> dict[tuple, tuple[str, Any]]:
     """The kind and the array of all that a module holds, but for what it shows of its inside."""
     found = {}
@@ -88,20 +93,46 @@ def held_by(module: nnx.Module) -> dict[tuple, tuple[str, Any]]:
     return found
 
 
-def require_unchanged(name: str, before: dict, after: dict) -> None:
-    """Raises if a step changed what its module holds: an array is no longer the same object.
+def require_unchanged(name: str, module: nnx.Module, held: dict, step: Step) -> None:
+    """Raises if a step changed what its module holds.
+
+    An array that is no longer the same object may have been handed back by `nnx.remat` or
+    `nnx.jit`, which the program of the step tells.
 
     Args:
         name: the module's class.
-        before: `held_by` of the module ahead of the step.
-        after: the same of it after the step.
+        module: the module, before the step.
+        held: `held_by` of it after the step.
+        step: calls a module such as this one.
     """
-    for path, (kind, leaf) in after.items():
-        if path not in before or leaf is not before[path][1]:
-            label = "/".join(map(str, path))
-            does = "draws from" if kind in ("RngCount", "RngKey") else "changes"
-            raise ValueError(
-                f"{name} {does} {label} ({kind}) in its step, which must be a pure function of "
-                "parameters. Keep what changes in the carry, draw noise outside and feed it as a "
-                "part of the input, let BatchNorm use_running_average, make Dropout deterministic."
-            )
+    before = held_by(module)
+    other = [path for path, (_, leaf) in held.items() if leaf is not before.get(path, (0, None))[1]]
+    if other:
+        same = _handed_back(module, step)
+        other = [path for path in other if path not in same]
+    for path in other:
+        kind, label = held[path][0], "/".join(map(str, path))
+        does = "draws from" if kind in ("RngCount", "RngKey") else "changes"
+        raise ValueError(
+            f"{name} {does} {label} ({kind}) in its step, which must be a pure function of "
+            "parameters. Keep what changes in the carry, draw noise outside and feed it as a "
+            "part of the input, let BatchNorm use_running_average, make Dropout deterministic."
+        )
+
+
+def _handed_back(module: nnx.Module, step: Step) -> set[tuple]:
+    """The paths of what a module holds that come out of its step as they went in."""
+    graphdef, state = nnx.split(module)
+    paths: list[tuple] = []
+
+    def after(state: Any) -> list:
+        module = nnx.merge(graphdef, state)
+        step(module)
+        held = held_by(module)
+        paths[:] = held
+        return [leaf for _, leaf in held.values()]
+
+    places = [path for path, _ in nnx.to_flat_state(state)]
+    program = opened(jax.make_jaxpr(after)(state)).jaxpr
+    came = dict(zip(places, program.invars, strict=True))
+    return {p for p, out in zip(paths, program.outvars, strict=True) if out is came.get(p)}

@@ -215,9 +215,8 @@ class NNXModule:
     def apply(self, params: Leaves, *args: Any) -> Any:
         """Calls the module; raises if that changes what the module holds."""
         module = self.merge(params)
-        before = held_by(module)
         found = module(*args)
-        require_unchanged(self.name, before, held_by(module))
+        require_unchanged(self.name, self.merge(params), held_by(module), lambda m: m(*args))
         return found
 
     def tapped(self, params: Leaves, tap: Tap, *args: Any) -> Any:
