@@ -204,7 +204,7 @@ def _members(types: Any, stack: Stack) -> dict[str, np.ndarray]:
 def _mean_weights(stack: Stack, params: Leaves, level: int, members: np.ndarray) -> jax.Array:
     """The mean weight from a unit of each type to one of each, [K, K]."""
     cell, own = stack.cells[level], under(params, stack.prefixes[level])
-    counts = np.maximum(members.sum(0), 1)
+    counts = members.sum(0)
     found = jnp.zeros((len(counts), len(counts)))
     for i, (start, units) in _entries(stack, params, level).items():
         layer = cell.sites[i].layer

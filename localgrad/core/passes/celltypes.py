@@ -38,7 +38,7 @@ def types_by_name(rule: str, types: Any, units: Mapping[str, int]) -> dict[str, 
         units: N of each cell.
 
     Returns:
-        Labels (N,) by name.
+        Labels (N,) by name, numbered anew, so that each number is some unit's.
     """
     if isinstance(types, Mapping):
         given = dict(types)
@@ -52,7 +52,7 @@ def types_by_name(rule: str, types: Any, units: Mapping[str, int]) -> dict[str, 
             f"{rule}: types must label every unit of every cell, (N,) = {dict(units)}; got "
             f"shapes {shapes or f'of {len(types)} cells'}."
         )
-    return {name: np.asarray(labels) for name, labels in given.items()}
+    return {name: np.unique(labels, return_inverse=True)[1] for name, labels in given.items()}
 
 
 def by_types(cell: Anatomy, params: Leaves, types: np.ndarray, entries: Entries) -> Leaves:

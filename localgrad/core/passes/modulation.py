@@ -100,7 +100,7 @@ def _sweep_types(
     counts = members.sum(0)
     kinds = len(counts)
     rows = 1 if closing else kinds + 2
-    fades = jacobian @ members / jnp.maximum(counts, 1)[None, None]
+    fades = jacobian @ members / counts[None, None]
     kept = jnp.ones((steps, batch), bool) if reset is None else ~reset
 
     def back(leaving: tuple, now: tuple) -> tuple[tuple, jax.Array]:
