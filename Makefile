@@ -41,10 +41,11 @@ test-fast: $(STAMP)
 test-long: $(STAMP)
 	XLA_FLAGS="$(FLAGS)" $(BIN)/python -m pytest -n $(WORKERS) -m "long and not slow and not optimized" tests $(ARGS)
 # What is measured is compiled as users have it.
-	$(BIN)/python -m pytest -n $(WORKERS) -m optimized tests $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) -m "optimized and not slow" tests $(ARGS)
 
 test-slow: $(STAMP)
-	XLA_FLAGS="$(FLAGS)" $(BIN)/python -m pytest -n $(WORKERS) -m slow tests $(ARGS)
+	XLA_FLAGS="$(FLAGS)" $(BIN)/python -m pytest -n $(WORKERS) -m "slow and not optimized" tests $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) -m "slow and optimized" tests $(ARGS)
 	JAX_PLATFORMS=cpu XLA_FLAGS="$(FLAGS) --xla_force_host_platform_device_count=8" \
 	  $(BIN)/python -m pytest -n $(WORKERS) -m slow tests/multidevice $(ARGS)
 

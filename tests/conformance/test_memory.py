@@ -12,6 +12,7 @@ import pytest
 import localgrad
 from benchmarks.harness import problem, streaming
 from catalogue import RULES
+from tests.conformance.table import by_machinery
 
 # What is allocated is up to the optimizer.
 pytestmark = [pytest.mark.long, pytest.mark.optimized]
@@ -46,8 +47,7 @@ def temporary_bytes(name: str, steps: int) -> int:
     return compiled.memory_analysis().temp_size_in_bytes
 
 
-@pytest.mark.parametrize("name", RULES)
-@pytest.mark.few(3)
+@pytest.mark.parametrize("name", by_machinery(RULES))
 def test_memory_does_not_grow_with_the_length_of_a_call(name):
     short, long = temporary_bytes(name, 256), temporary_bytes(name, 4096)
     if RULES[name].windowed:
