@@ -37,14 +37,15 @@ class Config:
     tables and claims, of which any that fails ends the command with an error; writes results.json
     and figures. A run that was interrupted goes on with the same command.
 
-    `python -m experiments online --workers 1` takes 45 minutes on a core that was shared. Test
-    losses of BPTT; TBPTT(10); RTRL; SnAp-1; e-prop; TBPTT(1) with Adam; with RMSprop; a readout:
-    copy .0005; .0003; .0003; .013; .018; .79; 1.4; .66. xor below .0001 for the first five, .69
-    for the others. coin .469; .466; .468; .503; .514; .550; .528; .622 (floors .519, .4545).
-    Mackey-Glass .00005; .00008; .00005; .00010; .00011; .00010; .00013; .0031. text, bits 2.46;
-    2.40; 2.39; 2.54; 2.55; 2.63; 2.76; 3.46. KF-RTRL; UORO; DNI; MDGL: copy .0004; .35; .77; .0013;
-    coin .485; .579; .485; .499; text 2.53; 3.22; 2.42; 2.44. OK(4); on sparse GRUs BPTT, SnAp-1,
-    SnAp-2: copy .0002; .0081, .33, .0069; coin .473; .504, .521, .510; text 2.40; 2.56, 2.58, 2.52.
+    `python -m experiments online` takes 45 minutes on two cores that were shared. Test losses of
+    BPTT; TBPTT(10); RTRL; SnAp-1; e-prop; TBPTT(1) with Adam; with RMSprop; a readout: copy .0008;
+    .0009; .0003; .036; .022; .87; .85; .66. xor below .0001 for the first five; .56, .67, .69 for
+    the others. coin .469; .463; .466; .503; .514; .550; .528; .622 (floors .519, .4545).
+    Mackey-Glass .00005; .00006; .00004; .00010; .00011; .00010; .00013; .0027. text, bits 2.46;
+    2.40; 2.39; 2.54; 2.55; 2.63; 2.76; 3.46. KF-RTRL; UORO; DNI; MDGL: copy .0005; .20; .42; .0011;
+    coin .485; .579; .482; .499; text 2.52; 3.23; 2.42; 2.44. OK(4); on sparse GRUs BPTT, SnAp-1,
+    SnAp-2: copy .0008; .0028, .47, .0071; coin .480; .504, .520, .510; text 2.40; 2.55, 2.59, 2.52.
+    On rate units of two types BPTT; ModProp; MDGL; e-prop: coin .582; .556; .593; .597.
     docs/papers/online.md has the rest.
 
     Attributes:

@@ -86,8 +86,11 @@ def modprop(
     and vanish where signs are mixed. What is passed on grows from step to step, and the update with
     it, where the largest eigenvalue of `d + slope n w` is beyond 1: choose `slope` below that. In a
     stack, lower cells and the encoder are credited as by `eprop`. Readout parameters get their
-    exact gradient. *Costs* K + 1 numbers for each parameter and example, and (K + 2) / 2 times the
-    products of `eprop`; K is 1 for one type.
+    exact gradient. Cosine to BPTT in `python -m experiments online` (32 rate units of two types, a
+    bit recalled after 5 to 36 steps, three seeds): .69 to .95 in fresh networks, where `eprop` has
+    .65 to .93, and .02 to .47 in networks that remember, where it has .03 to .38; with each unit a
+    type of its own, or a larger slope, it has more. *Costs* K + 1 numbers for each parameter and
+    example, and (K + 2) / 2 times the products of `eprop`; K is 1 for one type.
 
     Args:
         model: a Flax cell: a Linen module as it is, an NNX cell through `localgrad.from_nnx`, or a
