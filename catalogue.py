@@ -186,7 +186,7 @@ RULES: dict[str, Rule] = {
         {"scale": 1e-4},
         keyed=True,
         random=True,
-        models=("embed",),
+        models=("rate_alpha",),
     ),
     "forward_gradient": Rule(
         localgrad.forward_gradient,

@@ -72,7 +72,7 @@ def of_streams(state, which):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 def test_of_streams_that_are_well_it_is_the_rule(name):
     rule = rule_of(name, network()[0])
     params, guarded = params_of(rule), localgrad.guard(rule)
@@ -90,7 +90,7 @@ def test_of_streams_that_are_well_it_is_the_rule(name):
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("shown", ["inputs", "targets"])
-@pytest.mark.few(4)
+@pytest.mark.few(2)
 def test_a_stream_that_is_shown_a_nan_is_left_out_and_begins_anew(name, shown):
     rule = rule_of(name, network()[0])
     params, guarded = params_of(rule), localgrad.guard(rule)
@@ -114,7 +114,7 @@ def test_a_stream_that_is_shown_a_nan_is_left_out_and_begins_anew(name, shown):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 def test_without_a_guard_no_other_streams_memory_is_reached(name):
     rule = rule_of(name, network()[0])
     params, batch = params_of(rule), drawn()

@@ -118,6 +118,7 @@ def test_whole_sequences(case):
 
 
 @pytest.mark.parametrize("case", LSNN)
+@pytest.mark.few(1)
 def test_bptt_with_credit_through_the_reset(case):
     theirs, model, params, batch = lsnn(case, reset_credit=True)
     rule = localgrad.bptt(model, squared_error, reduction="sum")
