@@ -93,8 +93,9 @@ CELLS: dict[CellName, CellChoice] = {
 RULES: dict[str, RuleChoice] = {  # of networks of one layer
     name: RuleChoice(row)
     for name, row in catalogue.RULES.items()
-    # What learns from noise wants rates and updates of its own; strides are truncation again.
-    if not (row.deep or row.random or "stride" in row.settings)
+    # What learns from noise wants rates and updates of its own; strides are truncation again; a
+    # slope is chosen for a network.
+    if not (row.deep or row.random or {"stride", "slope"} & row.settings.keys())
 }
 RULES["tbptt1_rmsprop"] = RuleChoice(
     catalogue.RULES["tbptt"], optax.rmsprop, suffix=" + RMSprop", horizon=1
