@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -11,8 +13,8 @@ import jax.numpy as jnp
 from localgrad.core.contract.objective import Objective, Shown
 from localgrad.core.contract.rule import Batch
 from localgrad.core.model.stack import Stack
-from localgrad.core.params import Leaves
-from localgrad.core.passes.run import Pass, run
+from localgrad.core.params import Leaves, placed
+from localgrad.core.passes.run import Pass, Visit, descend, run
 from localgrad.core.steps import even_window, merge_axes
 
 
@@ -86,6 +88,26 @@ def outcome_of(frame: Frame, carry: Any, window: Window, reset: jax.Array | None
     values, q_out = frame.objective.credit(ran.outputs, window.targets, window.weight)
     grads, q_y = ran.read(q_out)
     return Outcome(ran, Shown(values, ran.outputs), q_out, grads, q_y)
+
+
+def cell_by_cell(frame: Frame, state: Any, seen: Outcome, visit: Visit) -> tuple[Any, Leaves]:
+    """Credits each cell by itself, from the highest down.
+
+    Args:
+        frame: the window's frame.
+        state: the rule's, with a `carry` and an `eligibility`.
+        seen: what the window gave.
+        visit: as of `descend`, of rows of credit as `seen` has them: [W, B, ...]; what it gives
+            second are the cell's eligibilities.
+
+    Returns:
+        The state after the window, and the gradients.
+    """
+    stack, ran = frame.stack, seen.ran
+    grads, kept, q_x = descend(stack, frame.params, ran.tapes, seen.q_y, visit)
+    grads |= seen.grads | ran.encode(q_x)
+    eligibility = functools.reduce(operator.or_, map(placed, kept, stack.prefixes))
+    return state._replace(carry=stack.pack(ran.carries), eligibility=eligibility), grads
 
 
 def over_windows(

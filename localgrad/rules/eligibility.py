@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import operator
 from typing import Any, NamedTuple
 
 import jax
@@ -15,8 +14,9 @@ from localgrad.core.frame import Recipe, windowed_rule
 from localgrad.core.model.locality import require_constant_leak
 from localgrad.core.model.sparsity import Sparsity, sparsity_of
 from localgrad.core.model.stack import Stack
-from localgrad.core.params import Leaves, Path, placed, under
+from localgrad.core.params import Leaves, Path, under
 from localgrad.core.passes.eligibility import (
+    around_cells,
     default_window,
     learn_units,
     live_leaves,
@@ -24,6 +24,7 @@ from localgrad.core.passes.eligibility import (
     require_units_apart,
     same_time_credit,
     silent,
+    silent_cells,
     tried_cell,
 )
 from localgrad.core.passes.feedback import (
@@ -49,8 +50,8 @@ from localgrad.core.passes.rates import (
     window_of_rates,
 )
 from localgrad.core.passes.reach import Reach, learn_sets
-from localgrad.core.passes.run import Level, descend
-from localgrad.core.windows import Frame, Outcome, Window, outcome_of
+from localgrad.core.passes.run import Level
+from localgrad.core.windows import Frame, Outcome, Window, cell_by_cell, outcome_of
 
 
 class EligibilityState(NamedTuple):
@@ -468,12 +469,9 @@ def _settings(how: _Local) -> dict[str, Any]:
 
 def _no_past(how: _Local, stack: Stack, params: Leaves, x: Any) -> dict[str, Any]:
     del x
-    eligibility: Leaves = {}
     sparsity = _sparsity(how, stack, params)
-    for level, prefix in enumerate(stack.prefixes):
-        cell, carry, own = stack.cells[level], stack.initial[level], under(params, prefix)
-        reach = 1 if sparsity is None else sparsity.reach[stack.name(level)].shape[1]
-        eligibility |= placed(silent(cell, own, carry, how.cut, reach), prefix)
+    reach = None if sparsity is None else {k: v.shape[1] for k, v in sparsity.reach.items()}
+    eligibility = silent_cells(stack, params, how.cut, reach)
     return {"eligibility": eligibility} | no_excess(how.rule, how.firing_rate, stack)
 
 
@@ -495,10 +493,7 @@ def _process(how: _Local, frame: Frame, state: EligibilityState, window: Window)
     tapes, steps, share = seen.ran.tapes, frame.steps, frame.share
     signals, state = rate_signals(how.rule, how.firing_rate, stack, tapes, state, steps, share)
     visit = functools.partial(_visit, how, frame, state, seen.q_out, signals)
-    grads, kept, q_x = descend(stack, frame.params, tapes, seen.q_y, visit)
-    grads |= seen.grads | seen.ran.encode(q_x)
-    eligibility = functools.reduce(operator.or_, map(placed, kept, stack.prefixes))
-    state = state._replace(carry=stack.pack(seen.ran.carries), eligibility=eligibility)
+    state, grads = cell_by_cell(frame, state, seen, visit)
     if how.plasticity is not None:
         state = state._replace(drift=_drifted(state.drift, seen, stack))
     return state, grads, seen.shown
@@ -543,12 +538,7 @@ def _screen(how: _Local, stack: Stack, params: Leaves) -> None:
 
 
 def _credits(how: _Local, stack: Stack, params: Leaves) -> dict[Path, str]:
-    found = {}
-    for path in params:
-        if path[:1] == ("readout",) and stack.readout is not None:
-            found[path] = "exact"
-        elif path[:1] == ("encoder",) and stack.encoder is not None:
-            found[path] = "same time step only"
+    found = around_cells(stack, params)
     for level in stack.levels:
         cell, prefix = stack.cells[level], stack.prefixes[level]
         own = under(params, prefix)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import operator
 from typing import Any, NamedTuple
 
 import jax
@@ -13,24 +12,23 @@ import numpy as np
 from localgrad.core.contract.checks import number
 from localgrad.core.contract.rule import LearningRule, Loss
 from localgrad.core.frame import Recipe, windowed_rule
-from localgrad.core.model.locality import own_entries
 from localgrad.core.model.program import output_of_state, program_of
 from localgrad.core.model.stack import Stack
 from localgrad.core.model.synapses import RECURRENT, in_use
-from localgrad.core.params import Leaves, Path, placed, under
-from localgrad.core.passes.celltypes import require_types, types_by_name
+from localgrad.core.params import Leaves, Path, under
+from localgrad.core.passes.celltypes import entries_of, require_types, types_by_name
 from localgrad.core.passes.eligibility import (
+    around_cells,
     default_window,
     require_units_apart,
     same_time_credit,
-    silent,
-    tried_cell,
+    silent_cells,
 )
 from localgrad.core.passes.feedback import units_of
 from localgrad.core.passes.forward import CUT, ONCE
 from localgrad.core.passes.modulation import Output, Types, learn_types
-from localgrad.core.passes.run import Level, descend
-from localgrad.core.windows import Frame, Window, outcome_of
+from localgrad.core.passes.run import Level
+from localgrad.core.windows import Frame, Window, cell_by_cell, outcome_of
 
 
 class ModPropState(NamedTuple):
@@ -165,42 +163,32 @@ def modprop(
 
 def _no_past(types: Any, stack: Stack, params: Leaves, x: Any) -> dict[str, Any]:
     del x
-    eligibility: Leaves = {}
-    for level, prefix in enumerate(stack.prefixes):
-        kinds = _members(types, stack)[stack.name(level)].shape[1]
-        own = under(params, prefix)
-        blank = silent(stack.cells[level], own, stack.initial[level], ONCE, reach=kinds + 1)
-        eligibility |= placed(blank, prefix)
-    return {"eligibility": eligibility}
+    rows = {name: own.shape[1] + 1 for name, own in _members(types, stack).items()}
+    return {"eligibility": silent_cells(stack, params, ONCE, rows)}
 
 
 def _process(types: Any, slope: float, frame: Frame, state: ModPropState, window: Window) -> tuple:
-    """One window: each cell by itself, from the highest down."""
-    stack = frame.stack
     seen = outcome_of(frame, state.carry, window, window.reset)
-    members = _members(types, stack)
+    members = _members(types, frame.stack)
 
     def visit(at: Level, q_y: Any) -> tuple[Leaves, Leaves, Any]:
         own = members[at.name]
-        between = Types(jnp.asarray(own), _mean_weights(stack, frame.params, at.number, own), slope)
+        weights = _mean_weights(frame.stack, frame.params, at.number, own)
+        between = Types(jnp.asarray(own), weights, slope)
         held = under(state.eligibility, at.prefix)
-        output = _output(stack, frame.params, at.number)
+        output = _output(frame.stack, frame.params, at.number)
         grads, kept = learn_types(at, q_y, output, held, between, frame.opening, frame.closing)
         return grads, kept, same_time_credit(at, q_y) if at.below else q_y
 
-    grads, kept, q_x = descend(stack, frame.params, seen.ran.tapes, seen.q_y, visit)
-    grads |= seen.grads | seen.ran.encode(q_x)
-    eligibility = functools.reduce(operator.or_, map(placed, kept, stack.prefixes))
-    state = state._replace(carry=stack.pack(seen.ran.carries), eligibility=eligibility)
+    state, grads = cell_by_cell(frame, state, seen, visit)
     return state, grads, seen.shown
 
 
 def _members(types: Any, stack: Stack) -> dict[str, np.ndarray]:
     """Whether each unit is of each type, [N, K], by the cell's name."""
-    units = {stack.name(level): units_of(stack, level) for level in stack.levels}
     if types is None:
-        return {name: np.ones((count, 1)) for name, count in units.items()}
-    labels = types_by_name("modprop", types, units)
+        return {stack.name(k): np.ones((units_of(stack, k), 1)) for k in stack.levels}
+    labels = types_by_name("modprop", types, stack)
     return {name: np.eye(own.max() + 1)[own] for name, own in labels.items()}
 
 
@@ -209,7 +197,7 @@ def _mean_weights(stack: Stack, params: Leaves, level: int, members: np.ndarray)
     cell, own = stack.cells[level], under(params, stack.prefixes[level])
     counts = members.sum(0)
     found = jnp.zeros((len(counts), len(counts)))
-    for i, (start, units) in _entries(stack, params, level).items():
+    for i, (start, units) in entries_of("modprop", stack, params, level).items():
         layer = cell.sites[i].layer
         leaves = under(own, layer.path)
         kernel = in_use(layer, leaves, jnp.ones((1, leaves[("kernel",)].shape[0])))
@@ -217,11 +205,6 @@ def _mean_weights(stack: Stack, params: Leaves, level: int, members: np.ndarray)
         kinds = jnp.asarray(members, weights.dtype)
         found = kinds.T @ weights @ kinds / np.outer(counts, counts)
     return found
-
-
-def _entries(stack: Stack, params: Leaves, level: int) -> dict[int, tuple[int, int]]:
-    found = tried_cell(stack, params, level)
-    return own_entries(stack.cells[level], found, stack.name(level), "modprop")
 
 
 def _output(stack: Stack, params: Leaves, level: int) -> Output:
@@ -246,16 +229,10 @@ def _screen(types: Any, stack: Stack, params: Leaves) -> None:
     require_units_apart("modprop", CUT, stack, params)
     for level in stack.levels:
         _output(stack, params, level)
-        _entries(stack, params, level)
+        entries_of("modprop", stack, params, level)
     _members(types, stack)
 
 
 def _credits(stack: Stack, params: Leaves) -> dict[Path, str]:
     own = "own unit's past (eligibility), and all units as their types tell"
-    found = dict.fromkeys(params, own)
-    for path in params:
-        if path[:1] == ("readout",) and stack.readout is not None:
-            found[path] = "exact"
-        elif path[:1] == ("encoder",) and stack.encoder is not None:
-            found[path] = "same time step only"
-    return found
+    return dict.fromkeys(params, own) | around_cells(stack, params)

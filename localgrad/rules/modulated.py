@@ -3,29 +3,26 @@
 from __future__ import annotations
 
 import functools
-import operator
 from typing import Any, NamedTuple
 
 import jax
 
 from localgrad.core.contract.rule import LearningRule, Loss
 from localgrad.core.frame import Recipe, windowed_rule
-from localgrad.core.model.locality import own_entries
 from localgrad.core.model.stack import Stack
-from localgrad.core.params import Leaves, Path, placed, under
-from localgrad.core.passes.celltypes import by_types, require_types, types_by_name
+from localgrad.core.params import Leaves, Path, under
+from localgrad.core.passes.celltypes import by_types, entries_of, require_types, types_by_name
 from localgrad.core.passes.eligibility import (
+    around_cells,
     default_window,
     learn_units,
     require_units_apart,
     same_time_credit,
-    silent,
-    tried_cell,
+    silent_cells,
 )
-from localgrad.core.passes.feedback import units_of
 from localgrad.core.passes.forward import ONCE, Method
-from localgrad.core.passes.run import Level, descend
-from localgrad.core.windows import Frame, Window, outcome_of
+from localgrad.core.passes.run import Level
+from localgrad.core.windows import Frame, Window, cell_by_cell, outcome_of
 
 
 class ModulatedState(NamedTuple):
@@ -150,22 +147,13 @@ def mdgl(
 
 def _no_past(stack: Stack, params: Leaves, x: Any) -> dict[str, Any]:
     del x
-    eligibility: Leaves = {}
-    for level, prefix in enumerate(stack.prefixes):
-        own = under(params, prefix)
-        eligibility |= placed(silent(stack.cells[level], own, stack.initial[level], ONCE), prefix)
-    return {"eligibility": eligibility}
+    return {"eligibility": silent_cells(stack, params, ONCE)}
 
 
 def _process(types: Any, frame: Frame, state: ModulatedState, window: Window) -> tuple:
-    """One window: each cell by itself, from the highest down."""
-    stack = frame.stack
     seen = outcome_of(frame, state.carry, window, window.reset)
     visit = functools.partial(_visit, types, frame, state)
-    grads, kept, q_x = descend(stack, frame.params, seen.ran.tapes, seen.q_y, visit)
-    grads |= seen.grads | seen.ran.encode(q_x)
-    eligibility = functools.reduce(operator.or_, map(placed, kept, stack.prefixes))
-    state = state._replace(carry=stack.pack(seen.ran.carries), eligibility=eligibility)
+    state, grads = cell_by_cell(frame, state, seen, visit)
     return state, grads, seen.shown
 
 
@@ -175,8 +163,8 @@ def _visit(
     """One cell: its gradients, its eligibilities, and the same-time credit of its input."""
     by = at.params
     if types is not None:
-        labels = types_by_name("mdgl", types, _units(frame.stack))[at.name]
-        entries = _entries(frame.stack, frame.params, at.number)
+        labels = types_by_name("mdgl", types, frame.stack)[at.name]
+        entries = entries_of("mdgl", frame.stack, frame.params, at.number)
         by = by_types(at.cell, at.params, labels, entries)
     held = under(state.eligibility, at.prefix)
     method = Method(ONCE, {}, by)
@@ -184,29 +172,14 @@ def _visit(
     return grads, kept, same_time_credit(at, q_y) if at.below else q_y
 
 
-def _units(stack: Stack) -> dict[str, int]:
-    return {stack.name(level): units_of(stack, level) for level in stack.levels}
-
-
-def _entries(stack: Stack, params: Leaves, level: int) -> dict[int, tuple[int, int]]:
-    found = tried_cell(stack, params, level)
-    return own_entries(stack.cells[level], found, stack.name(level), "mdgl")
-
-
 def _screen(types: Any, stack: Stack, params: Leaves) -> None:
     require_units_apart("mdgl", ONCE, stack, params)
     if types is not None:
-        types_by_name("mdgl", types, _units(stack))
+        types_by_name("mdgl", types, stack)
         for level in stack.levels:
-            _entries(stack, params, level)
+            entries_of("mdgl", stack, params, level)
 
 
 def _credits(stack: Stack, params: Leaves) -> dict[Path, str]:
     own = "own unit's past (eligibility), also by the units it talks to"
-    found = dict.fromkeys(params, own)
-    for path in params:
-        if path[:1] == ("readout",) and stack.readout is not None:
-            found[path] = "exact"
-        elif path[:1] == ("encoder",) and stack.encoder is not None:
-            found[path] = "same time step only"
-    return found
+    return dict.fromkeys(params, own) | around_cells(stack, params)

@@ -9,8 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from localgrad.core.model.locality import own_entries
+from localgrad.core.model.stack import Stack
 from localgrad.core.model.synapses import Anatomy, in_use
 from localgrad.core.params import Leaves, placed, under
+from localgrad.core.passes.eligibility import tried_cell
+from localgrad.core.passes.feedback import units_of
 from localgrad.core.passes.forward import Entries
 
 
@@ -29,17 +33,18 @@ def require_types(types: Any) -> None:
             )
 
 
-def types_by_name(rule: str, types: Any, units: Mapping[str, int]) -> dict[str, np.ndarray]:
+def types_by_name(rule: str, types: Any, stack: Stack) -> dict[str, np.ndarray]:
     """The types of each cell's units, by its name.
 
     Args:
         rule: the rule's name, for messages.
         types: one array for a model of one cell, or one a cell, in a sequence or by name.
-        units: N of each cell.
+        stack: the model, taken apart.
 
     Returns:
         Labels (N,) by name, numbered anew, so that each number is some unit's.
     """
+    units = {stack.name(level): units_of(stack, level) for level in stack.levels}
     if isinstance(types, Mapping):
         given = dict(types)
     elif isinstance(types, Sequence) and not all(np.ndim(t) == 0 for t in types):
@@ -53,6 +58,12 @@ def types_by_name(rule: str, types: Any, units: Mapping[str, int]) -> dict[str, 
             f"shapes {shapes or f'of {len(types)} cells'}."
         )
     return {name: np.unique(labels, return_inverse=True)[1] for name, labels in given.items()}
+
+
+def entries_of(rule: str, stack: Stack, params: Leaves, level: int) -> Entries:
+    """Where a cell's units lie in what its recurrent synapses receive; raises if in no row."""
+    found = tried_cell(stack, params, level)
+    return own_entries(stack.cells[level], found, stack.name(level), rule)
 
 
 def by_types(cell: Anatomy, params: Leaves, types: np.ndarray, entries: Entries) -> Leaves:

@@ -26,7 +26,7 @@ from localgrad.core.model.locality import (
 )
 from localgrad.core.model.stack import Stack
 from localgrad.core.model.synapses import RECURRENT, Anatomy
-from localgrad.core.params import Leaves, accumulator, placed, under
+from localgrad.core.params import Leaves, Path, accumulator, placed, under
 from localgrad.core.passes.backward import (
     assign,
     input_credit,
@@ -104,6 +104,29 @@ def silent(cell: Anatomy, params: Leaves, carry: Any, cut: str, reach: int = 1) 
         blank = {path: jnp.zeros((*lead, *v.shape), accumulator(v)) for path, v in own.items()}
         zeros |= placed(blank, site.layer.path)
     return zeros
+
+
+def silent_cells(
+    stack: Stack, params: Leaves, cut: str, reach: Mapping[str, int] | None = None
+) -> Leaves:
+    """`silent` of all cells; `reach` is R by the cell's name, or None for 1."""
+    found: Leaves = {}
+    for level, prefix in enumerate(stack.prefixes):
+        cell, carry, own = stack.cells[level], stack.initial[level], under(params, prefix)
+        rows = 1 if reach is None else reach[stack.name(level)]
+        found |= placed(silent(cell, own, carry, cut, rows), prefix)
+    return found
+
+
+def around_cells(stack: Stack, params: Leaves) -> dict[Path, str]:
+    """How readout and encoder are credited by a rule that credits each cell by itself."""
+    found: dict[Path, str] = {}
+    for path in params:
+        if path[:1] == ("readout",) and stack.readout is not None:
+            found[path] = "exact"
+        elif path[:1] == ("encoder",) and stack.encoder is not None:
+            found[path] = "same time step only"
+    return found
 
 
 def default_window(cut: str, stack: Stack, params: Leaves, steps: int, alone: bool) -> int:
