@@ -14,6 +14,9 @@ EMITTERS := --xla_cpu_use_fusion_emitters=false
 FLAGS = $$XLA_FLAGS $(shell XLA_FLAGS=$(EMITTERS) $(BIN)/python -c 'import jax; jax.devices()' >/dev/null 2>&1 \
   && echo '$(EMITTERS)')
 
+# Where the long tests are.
+LONG := $(addprefix tests/,experiments benchmarks colabs docs)
+
 .PHONY: help demo test test-fast test-long test-slow lint bench clean
 help:
 	@echo 'make demo       train one network on handwritten digits with every rule, and compare'
@@ -39,13 +42,13 @@ test-fast: $(STAMP)
 	  $(BIN)/python -m pytest -n $(WORKERS) tests/multidevice
 
 test-long: $(STAMP)
-	XLA_FLAGS="$(FLAGS)" $(BIN)/python -m pytest -n $(WORKERS) -m "long and not slow and not optimized" tests $(ARGS)
+	XLA_FLAGS="$(FLAGS)" $(BIN)/python -m pytest -n $(WORKERS) -m "long and not slow" $(LONG) $(ARGS)
 # What is measured is compiled as users have it.
-	$(BIN)/python -m pytest -n $(WORKERS) -m "optimized and not slow" tests $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow" tests/cost $(ARGS)
 
 test-slow: $(STAMP)
-	XLA_FLAGS="$(FLAGS)" $(BIN)/python -m pytest -n $(WORKERS) -m "slow and not optimized" tests $(ARGS)
-	$(BIN)/python -m pytest -n $(WORKERS) -m "slow and optimized" tests $(ARGS)
+	XLA_FLAGS="$(FLAGS)" $(BIN)/python -m pytest -n $(WORKERS) -m slow --ignore tests/cost tests $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) -m slow tests/cost $(ARGS)
 	JAX_PLATFORMS=cpu XLA_FLAGS="$(FLAGS) --xla_force_host_platform_device_count=8" \
 	  $(BIN)/python -m pytest -n $(WORKERS) -m slow tests/multidevice $(ARGS)
 

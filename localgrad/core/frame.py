@@ -6,6 +6,7 @@ A rule is a `Recipe`; `windowed_rule` makes a `LearningRule` of it. A call goes 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import warnings
 from collections.abc import Callable
@@ -64,6 +65,8 @@ class Recipe(NamedTuple):
         lone: why its carry is no other rule's, so that it cannot be mixed; or empty.
         by_synapse: whether it credits weights otherwise than other parameters, so that all weights
             must be seen, in layers or not.
+        by_window: whether it is exact either way, and faster where weights are seen: what all steps
+            of a window receive is then multiplied at once.
         fit: `state -> recipe`, the same rule for states of a size that only their `init` could
             tell; or None.
     """
@@ -85,6 +88,7 @@ class Recipe(NamedTuple):
     observes: bool = False
     lone: str = ""
     by_synapse: bool = False
+    by_window: bool = False
     fit: Callable[[Any], Recipe] | None = None
 
 
@@ -211,6 +215,9 @@ def _stack(setup: Setup, params: Any, leaves: Leaves, x: Any) -> Stack:
     stack = assemble(setup.model, leaves, x, setup.held_statistics)
     if setup.recipe.by_synapse:
         stack = seen_by_weights(stack, leaves)
+    if setup.recipe.by_window:
+        with contextlib.suppress(ValueError):
+            stack = seen_by_weights(stack, leaves)
     try:
         return _screened(setup, params, leaves, stack)
     except ValueError as refusal:

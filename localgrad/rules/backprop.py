@@ -96,6 +96,7 @@ def bptt(
             state=BackpropState,
             process=_process,
             credits=lambda stack, params: dict.fromkeys(params, REACH),
+            by_window=True,
         ),
         batch_size=batch_size,
         window=None,

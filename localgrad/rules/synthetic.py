@@ -167,6 +167,7 @@ def dni(
         state=SyntheticState,
         process=functools.partial(_process, how, batch_size is None),
         credits=_credits,
+        by_window=True,
         settings={"horizon": horizon, **how._asdict()},
         remember=_nothing_seen,
         prepare=functools.partial(_untaught, how),

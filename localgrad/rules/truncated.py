@@ -164,6 +164,7 @@ def _recipe(reach: Reach) -> Recipe:
         state=TruncatedState,
         process=functools.partial(_process, reach),
         credits=lambda stack, params: dict.fromkeys(params, credit),
+        by_window=True,
         settings=reach._asdict(),
         remember=functools.partial(_no_history, reach),
         default_window=functools.partial(_default_window, reach),

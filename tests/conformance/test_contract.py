@@ -164,17 +164,26 @@ def test_an_episode_gives_what_the_oracle_gives(case):
 
 
 @pytest.mark.every_pair
+def test_single_steps_change_nothing_or_truncate(case, batch, whole):
+    split_holds(case, batch, whole, [WINDOW, T - WINDOW] if RULES[case.rule].gridded else STEPS)
+
+
+@pytest.mark.machinery
 def test_a_split_changes_nothing_or_truncates(case, batch, whole):
-    # Each length of a call is compiled, so there are but few, and on few models.
-    others = {TELLING[0]: [ROUGH], "rate_alpha": [RAGGED]}.get(case.model, [])
-    between = [WINDOW, T - WINDOW]
-    for lengths in [between] if RULES[case.rule].gridded else [STEPS, *others]:
-        updates, state = stream(case, batch, lengths)
-        close(carried(state), carried(whole[1]))
-        if RULES[case.rule].windowed:
-            close(updates, whole[0])
-        else:
-            close(groups(updates), expected(case, batch, cut=np.cumsum(lengths)))
+    if RULES[case.rule].gridded:
+        pytest.skip("it is split between windows only")
+    # Each length of a call is compiled, so there are but few.
+    split_holds(case, batch, whole, RAGGED if case.model == "rate_alpha" else ROUGH)
+
+
+def split_holds(case: Case, batch: Batch, whole: tuple[Any, Any], lengths: list[int]) -> None:
+    """Calls of these lengths end where one call does, and learn the same or as much as is left."""
+    updates, state = stream(case, batch, lengths)
+    close(carried(state), carried(whole[1]))
+    if RULES[case.rule].windowed:
+        close(updates, whole[0])
+    else:
+        close(groups(updates), expected(case, batch, cut=np.cumsum(lengths)))
 
 
 @pytest.mark.machinery

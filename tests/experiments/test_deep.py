@@ -94,6 +94,7 @@ def interrupt(*args):
 
 @pytest.mark.long
 def test_a_short_run_goes_on_measures_prints_and_draws(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(memory, "DEPTHS", (1, 2))
     config = deep.Config(
         parts=("crowd", "memory"),
         stacks=("lru",),

@@ -17,7 +17,7 @@ import numpy as np
 from jax.extend import core as jex
 
 from localgrad.core.model.modules import Module
-from localgrad.core.model.trial import Draws, apart, memoised
+from localgrad.core.model.trial import Draws, Outline, apart, memoised, outline, outline_of_one
 from localgrad.core.ownership.owners import strays
 from localgrad.core.ownership.walk import owners_of
 from localgrad.core.params import Leaves
@@ -34,10 +34,7 @@ def require_apart(label: str, module: Module, params: Leaves, *args: Any) -> Non
         params: its parameters; shapes suffice.
         *args: what it is called with, batch axis first; shapes suffice.
     """
-    flat, treedef = jax.tree.flatten(args)
-    shapes = tuple((a.shape[1:], jnp.dtype(a.dtype).name) for a in flat)
-    leaves = tuple((path, leaf.shape, jnp.dtype(leaf.dtype).name) for path, leaf in params.items())
-    found = memoised(_tried)(module, leaves, shapes, treedef)
+    found = memoised(_tried)(module, outline(params), outline_of_one(args))
     if found.mixes:
         raise ValueError(
             f"{label} ({module.name}) mixes the examples of a batch: what it gives for one depends "
@@ -61,19 +58,19 @@ class _Found(NamedTuple):
     counts: bool
 
 
-def _tried(module: Module, leaves: tuple, shapes: tuple, treedef: Any) -> _Found:
+def _tried(module: Module, leaves: Outline, given: Outline) -> _Found:
     draw = Draws()
-    params: Any = {path: draw.weights(shape, dtype) for path, shape, dtype in leaves}
-    one = [draw.values((ROWS, *shape), dtype) for shape, dtype in shapes]
+    params = leaves.filled(draw.weights)
+    one = [draw.values((ROWS, *shape), dtype) for shape, dtype in given.leaves]
     other = [np.concatenate([draw.values((1, *a.shape[1:]), a.dtype), a[1:]]) for a in one]
     twice = [np.concatenate([a, a]) for a in one]
 
-    def give(params: Leaves, given: list) -> list:
-        return jax.tree.leaves(module.apply(params, *jax.tree.unflatten(treedef, given)))
+    def give(params: Leaves, rows: list) -> list:
+        return jax.tree.leaves(module.apply(params, *jax.tree.unflatten(given.treedef, rows)))
 
     def trial(params: Leaves, *each: list) -> list:
         with jax.default_matmul_precision("highest"):  # or the number of rows may choose it
-            return [give(params, given) for given in each]
+            return [give(params, rows) for rows in each]
 
     program = jax.make_jaxpr(give)(params, one)
     if _meet(program, one):

@@ -29,7 +29,15 @@ from localgrad.core.model.synapses import (
     record,
     respond_to,
 )
-from localgrad.core.model.trial import POINTS, Draws, apart, memoised
+from localgrad.core.model.trial import (
+    POINTS,
+    Draws,
+    Outline,
+    apart,
+    memoised,
+    outline,
+    outline_of_one,
+)
 from localgrad.core.model.virtual import VirtualModule
 from localgrad.core.model.wrapped import TiedModule
 from localgrad.core.ownership.owners import Owners, reduced, strays
@@ -80,18 +88,13 @@ class Findings(NamedTuple):
 
 def tried(cell: Anatomy, params: Leaves, carry: Any, x: Any) -> Findings:
     """Tries a cell on random numbers of the given shapes (those of B examples), and reads it."""
-    flat, treedef = jax.tree.flatten((carry, x))
-    shapes = tuple((a.shape[1:], jnp.dtype(a.dtype).name) for a in flat)
-    leaves = tuple((path, leaf.shape, jnp.dtype(leaf.dtype).name) for path, leaf in params.items())
-    return memoised(_findings)(cell.module, leaves, shapes, treedef)
+    return memoised(_findings)(cell.module, outline(params), outline_of_one((carry, x)))
 
 
-def _findings(module: Module, leaves: tuple, shapes: tuple, treedef: Any) -> Findings:
+def _findings(module: Module, leaves: Outline, given: Outline) -> Findings:
     draw = Draws()
-    params: Any = {path: draw.weights(shape, dtype) for path, shape, dtype in leaves}
-    carry, x = jax.tree.unflatten(
-        treedef, [draw.values((POINTS, *shape), dtype) for shape, dtype in shapes]
-    )
+    params = leaves.filled(draw.weights)
+    carry, x = given.filled(lambda shape, dtype: draw.values((POINTS, *shape), dtype))
     cell = dissect(module, params, carry, x)
     trial = functools.partial(_trial, cell)
     found = jax.tree.map(np.asarray, apart(trial, params, carry, x, _drawn_drives(cell)))

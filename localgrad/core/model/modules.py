@@ -262,9 +262,9 @@ def _learns_all(layer: nnx.Module) -> bool:
 
 def _nnx_layer(path: Path, layer: nnx.Module) -> Layer:
     graphdef, state = nnx.split(layer)
+    _, restore = flatten(state)
 
     def apply(leaves: Leaves, pre: Any) -> Any:
-        _, restore = flatten(state)
         return nnx.merge(graphdef, restore(leaves))(pre)
 
     return Layer(path, type(layer).__name__, apply)

@@ -15,7 +15,15 @@ import numpy as np
 
 from localgrad.core.model.modules import Module
 from localgrad.core.model.synapses import Anatomy, dissect, record
-from localgrad.core.model.trial import POINTS, Draws, apart, memoised
+from localgrad.core.model.trial import (
+    POINTS,
+    Draws,
+    Outline,
+    apart,
+    memoised,
+    outline,
+    outline_of_one,
+)
 from localgrad.core.params import Leaves
 
 Node = tuple[int, ...]
@@ -34,17 +42,13 @@ def nodes_of(cell: Anatomy, params: Leaves, carry: Any, x: Any) -> tuple[Node, .
     Returns:
         The calls of each node; every call is in one.
     """
-    flat, treedef = jax.tree.flatten((carry, x))
-    shapes = tuple((a.shape[1:], jnp.dtype(a.dtype).name) for a in flat)
-    leaves = tuple((path, leaf.shape, jnp.dtype(leaf.dtype).name) for path, leaf in params.items())
-    return memoised(_found)(cell.module, leaves, shapes, treedef)
+    return memoised(_found)(cell.module, outline(params), outline_of_one((carry, x)))
 
 
-def _found(module: Module, leaves: tuple, shapes: tuple, treedef: Any) -> tuple[Node, ...]:
+def _found(module: Module, leaves: Outline, given: Outline) -> tuple[Node, ...]:
     draw = Draws()
-    params: Any = {path: draw.weights(shape, dtype) for path, shape, dtype in leaves}
-    given = [draw.values((POINTS, *shape), dtype) for shape, dtype in shapes]
-    carry, x = jax.tree.unflatten(treedef, given)
+    params = leaves.filled(draw.weights)
+    carry, x = given.filled(lambda shape, dtype: draw.values((POINTS, *shape), dtype))
     cell = dissect(module, params, carry, x)
     drives = [draw.values(site.drive.shape, site.drive.dtype) for site in cell.sites]
     bumps = {a.shape: draw.values(a.shape, a.dtype) for a in drives}

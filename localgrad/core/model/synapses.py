@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from localgrad.core.model.modules import Layer, Module, impure, traced_once
+from localgrad.core.model.trial import Outline, memoised, outline
 from localgrad.core.model.wrapped import TiedModule
 from localgrad.core.ownership.reach import dependencies
 from localgrad.core.params import Leaves, Path, under
@@ -120,6 +121,11 @@ def dissect(module: Module, params: Leaves, carry: Any, x: Any) -> Anatomy:
     Returns:
         The cell's anatomy.
     """
+    return memoised(_dissected)(module, outline((params, carry, x)))
+
+
+def _dissected(module: Module, given: Outline) -> Anatomy:
+    params, carry, x = given.filled(jax.ShapeDtypeStruct)
     layers, drives = _meet(module, params, carry, x)
     jaxpr, (n_carry, n_y) = _trace(module, params, carry, x, drives)
     depends, credits = dependencies(jaxpr.jaxpr), dependencies(jaxpr.jaxpr, credit=True)

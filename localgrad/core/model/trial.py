@@ -1,10 +1,13 @@
-"""Trying modules on concrete random numbers, the same every time, whatever is being traced."""
+"""What is found out of modules once: by reading their traces, or by trying them.
+
+Trials run on concrete random numbers, the same every time, whatever is being traced.
+"""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +15,34 @@ import numpy as np
 
 POINTS = 8
 SIZES = np.tile([0.3, 1.0, 1.0, 10.0], 2)
+
+
+class Outline(NamedTuple):
+    """A tree but for its numbers: what tells one trace from another. It can be hashed.
+
+    Attributes:
+        treedef: its structure.
+        leaves: shape and dtype of each leaf.
+    """
+
+    treedef: Any
+    leaves: tuple[tuple[tuple[int, ...], str], ...]
+
+    def filled(self, fill: Callable[[tuple[int, ...], str], Any]) -> Any:
+        """The tree, with `fill(shape, dtype)` for leaves."""
+        return jax.tree.unflatten(self.treedef, [fill(*leaf) for leaf in self.leaves])
+
+
+def outline(tree: Any) -> Outline:
+    """The outline of a tree of arrays; shapes suffice."""
+    flat, treedef = jax.tree.flatten(tree)
+    return Outline(treedef, tuple((a.shape, jnp.dtype(a.dtype).name) for a in flat))
+
+
+def outline_of_one(tree: Any) -> Outline:
+    """The same without the batch axis of each leaf."""
+    treedef, leaves = outline(tree)
+    return Outline(treedef, tuple((shape[1:], dtype) for shape, dtype in leaves))
 
 
 class Draws:
@@ -47,14 +78,14 @@ def apart(trial: Callable[..., Any], *args: Any) -> Any:
 
 @functools.cache
 def memoised(trial: Callable[..., Any]) -> Callable[..., Any]:
-    """The trial, a pure function, with its findings kept; not those of what cannot be hashed."""
-    kept = functools.lru_cache(maxsize=256)(trial)
+    """A pure function of what can be hashed, with its findings kept; else as it is."""
+    kept = functools.lru_cache(maxsize=256)(lambda wide, *args: trial(*args))
 
     def look_up(*args: Any) -> Any:
         try:
             hash(args)
         except TypeError:
             return trial(*args)
-        return kept(*args)
+        return kept(jnp.result_type(float), *args)  # a trace depends on it
 
     return look_up

@@ -22,6 +22,7 @@ from jax.extend import core as jex
 from localgrad.core.model.coded import CodedModule
 from localgrad.core.model.modules import Layer, Module, Tap
 from localgrad.core.model.program import Program, bound, made, program_of, steps_to
+from localgrad.core.model.trial import Outline, memoised, outline
 from localgrad.core.model.units import Units, layouts, units_in
 from localgrad.core.model.weights import Product, Weights, weights_in
 from localgrad.core.model.wrapped import Wrapped
@@ -213,31 +214,33 @@ def virtual(module: Module, params: Leaves, carry: Any, x: Any) -> VirtualModule
     leaves = tuple((path, v.shape, jnp.dtype(v.dtype).name) for path, v in params.items())
     units = units_in(carry)
     draft = VirtualModule(module, leaves, units, program, weights, {})
-    return dataclasses.replace(draft, orders=_orders(draft, params, carry, x))
+    orders = memoised(_orders)(draft, outline((params, carry, x)))
+    return dataclasses.replace(draft, orders=orders)
 
 
-def _orders(draft: VirtualModule, params: Leaves, carry: Any, x: Any) -> dict[Path, Order]:
+def _orders(draft: VirtualModule, given: Outline) -> dict[Path, Order]:
     """The orders of columns and entries in which a cell's units follow each other.
 
     Of those that people use (gate by gate, unit by unit, or so within each head) the first in which
     no unit's columns reach another unit's state, as far as the program tells.
     """
     units = draft.units.count
+    params, carry, x = given.filled(jax.ShapeDtypeStruct)
     one = lambda a: jnp.zeros((1, *a.shape[1:]), a.dtype)  # noqa: E731
-    carry, x = jax.tree.map(one, (draft.units.split(carry), x))
+    carry, x = jax.tree.map(one, (jax.eval_shape(draft.units.split, carry), x))
     seen = jax.eval_shape(draft.see, params)
     heads = [product.head for product in draft.weights.products]
     drives = [jnp.zeros((1, p.width), p.eqn.outvars[0].aval.dtype) for p in draft.weights.products]
-    given = (drives, seen)
+    inputs = (drives, seen)
 
-    def step(given: tuple, carry: Any, x: Any) -> list:
-        drives, seen = given
+    def step(inputs: tuple, carry: Any, x: Any) -> list:
+        drives, seen = inputs
         asked = dict(zip(heads, drives, strict=True))
         new, _ = draft.tapped(seen, lambda layer, pre: asked[layer.path], carry, x)
         return jax.tree.leaves(new)
 
-    program = jax.make_jaxpr(step)(given, carry, x)
-    flat, treedef = jax.tree.flatten(given)
+    program = jax.make_jaxpr(step)(inputs, carry, x)
+    flat, treedef = jax.tree.flatten(inputs)
     rest = [None] * (len(program.in_avals) - len(flat))
 
     def meet(labels: np.ndarray, head: Path) -> bool:

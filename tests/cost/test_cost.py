@@ -1,7 +1,6 @@
 """What a compiled call allocates and computes: no more memory for 4096 steps than for 256."""
 
 import functools
-from collections.abc import Iterator
 
 import flax.linen as nn
 import jax
@@ -17,12 +16,6 @@ from tests.conformance.table import by_machinery
 # What is allocated is up to the optimizer.
 pytestmark = [pytest.mark.long, pytest.mark.optimized]
 B, IN, OUT = 4, 3, 2
-
-
-@pytest.fixture(scope="module", autouse=True)
-def float64() -> Iterator[None]:
-    """Float32, as users run it."""
-    yield
 
 
 def temporary_bytes(name: str, steps: int) -> int:
@@ -80,3 +73,16 @@ def test_a_unit_s_jacobian_is_not_computed_again_for_each_of_its_synapses():
         compiled, _ = learning_with_adam("snap", "LSTM", units=64, batch=batch)
         flops.append(compiled.cost_analysis()["flops"])
     assert flops[0] <= flops[1]
+
+
+@pytest.mark.parametrize("name", ["bptt", "tbptt"])
+@pytest.mark.few(1)
+def test_weights_that_no_layer_holds_cost_what_those_of_layers_do(name):
+    flops = {}
+    for cell in ("LSTM", "OptimizedLSTM"):
+        task = problem(cell, 32, 16, 4, abstract=True)
+        rule = streaming(RULES[name].make, task)
+        state = jax.eval_shape(rule.init, task.params)
+        compiled = jax.jit(rule.__call__).lower(task.params, state, task.batch).compile()
+        flops[cell] = compiled.cost_analysis()["flops"]
+    assert flops["OptimizedLSTM"] < 1.05 * flops["LSTM"]
