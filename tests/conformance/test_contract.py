@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import pytest
 
-from catalogue import RULES, TELLING
+from catalogue import RULES
 from localgrad import Batch
 from tests.conformance import draws, oracles
 from tests.conformance.table import (
