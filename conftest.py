@@ -78,10 +78,10 @@ class Together(LoadScopeScheduling):
     def _split_scope(self, nodeid: str) -> str:
         """A module, or a case of the contract: `...[rule-model]` or `...[rule-model-more]`.
 
-        On many devices each test by itself, as they share nothing.
+        On many devices each test by itself, as they share nothing but a page's code.
         """
         module, _, test = nodeid.partition("::")
-        if "multidevice" in module:
+        if "multidevice" in module and "page" not in module:
             return nodeid
         case = re.search(r"\[(\w+-\w+)", test) if module.endswith("test_contract.py") else None
         return f"{module}::{case[1]}" if case else module

@@ -22,6 +22,7 @@ from localgrad.core.contract.room import Room
 from localgrad.core.contract.rule import NOTHING, Batch, LearningRule, Loss, Select
 from localgrad.core.contract.state import WithOutputs, require_like, require_own
 from localgrad.core.model.example import example_spec
+from localgrad.core.model.loops import naming_loops
 from localgrad.core.model.stack import Stack, assemble, parts, seen_by_weights
 from localgrad.core.params import (
     Leaves,
@@ -234,7 +235,8 @@ def _screened(setup: Setup, params: Any, leaves: Leaves, stack: Stack) -> Stack:
     if setup.select is not None:
         stack = stack.narrowed(setup.select(params))
     seen = stack.see(leaves)
-    setup.recipe.screen(stack, seen)
+    with naming_loops(setup.recipe.name, stack, seen):
+        setup.recipe.screen(stack, seen)
     _require_credited(setup.recipe, stack, leaves)
     if setup.recipe.room is not None and setup.batch_size is not None:
         setup.recipe.room.require(stack, seen, setup.batch_size, episodic=False)
@@ -363,7 +365,8 @@ def _all_windows(
     def body(so_far: tuple, stretch: Window, opening: bool, closing: bool) -> tuple[tuple, Any]:
         work, grads, loss = so_far
         frame = Frame(stack, seen, objective, steps, share, opening, closing)
-        work, found, shown = recipe.process(frame, work, stretch)
+        with naming_loops(recipe.name, stack, seen):
+            work, found, shown = recipe.process(frame, work, stretch)
         found = {path: grad.astype(grads[path].dtype) for path, grad in found.items()}
         loss += shown.values.sum().astype(loss.dtype)
         return (work, added(grads, found), loss), shown.outputs if with_outputs else None

@@ -538,3 +538,36 @@ def test_what_a_cell_lacks_is_told_by_its_name():
     refused("Alone fails on a carry .* nn.vmap around it", run, model=Alone(), params=params)
     start = {"start": np.ones(N)}
     refused("Begins.initialize_carry fails .*without parameters", run, model=Begins(), params=start)
+
+
+class Iterated(nn.RNNCellBase):
+    """A cell whose new state is an iteration of some length."""
+
+    features: int
+    num_feature_axes = 1
+
+    @nn.compact
+    def __call__(self, carry, x):
+        drive = nn.Dense(self.features)(x) + nn.Dense(self.features)(carry)
+        near = lambda at: (at[0] + 1, at[1] / 2 + jnp.tanh(drive) / 2)  # noqa: E731
+        _, carry = jax.lax.while_loop(lambda at: at[0] < 3, near, (0, carry))
+        return carry, carry
+
+    @nn.nowrap
+    def initialize_carry(self, rng, input_shape):
+        return jnp.zeros((*input_shape[:-1], self.features))
+
+
+def test_a_loop_of_unknown_length_is_named():
+    network = Network((nn.SimpleCell(N), Iterated(N)), readout=nn.Dense(OUT))
+    message = r"eprop takes .* cells_1 \(Iterated\), .* Use lax.scan .*localgrad.weight_pert"
+    refused(message, run, model=network)
+    run(factory=functools.partial(localgrad.weight_perturbation, key=KEY), model=network)
+
+    def loss(outputs, targets):
+        halved = jax.lax.while_loop(lambda at: at.max() > 1, lambda at: at / 2, outputs)
+        return optax.l2_loss(halved, targets)
+
+    rule = localgrad.bptt(NETWORK, loss)
+    params = params_of(NETWORK)
+    refused("bptt takes .* the loss, with a loop", rule, params, rule.init(params), BATCH)

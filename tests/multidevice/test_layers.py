@@ -25,6 +25,7 @@ def placed(tree, layers, whole):
 
 
 @pytest.mark.parametrize("error_rule", ["transpose", "temporal"])
+@pytest.mark.few(1)
 def test_layers_over_devices_give_the_same(error_rule):
     assert jax.device_count() == 8, "run with --xla_force_host_platform_device_count=8"
     model = localgrad.PTNCN((H,) * LAYERS, D, stacked=True, beta=0.5, alpha=0.2)

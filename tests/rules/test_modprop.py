@@ -125,7 +125,7 @@ def summed(rule, params, batch, ends):
     ],
     ids=["published", "normalised", "rate", "step_by_step"],
 )
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 def test_it_is_the_gradient_of_its_program(cell, step, window, x64):
     model, params, batch = problem(cell)
     rule = localgrad.modprop(
