@@ -149,7 +149,7 @@ def check(stream: Stream) -> None:
             jax.tree.map(near, whole, by_gradient(model, params, batch))
 
 
-@hypothesis.settings(max_examples=3)
+@hypothesis.settings(max_examples=2)
 @hypothesis.given(streams([name for name in MACHINERY if name in CUTTABLE]))
 def test_a_stream_may_be_cut_anywhere(stream):
     check(stream)

@@ -92,7 +92,7 @@ def interrupt(*args):
     raise KeyboardInterrupt
 
 
-@pytest.mark.long
+@pytest.mark.slow  # as `compare`, which trains alike, is run in full
 def test_a_short_run_goes_on_measures_prints_and_draws(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(memory, "DEPTHS", (1, 2))
     config = deep.Config(

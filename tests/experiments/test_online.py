@@ -189,7 +189,7 @@ def test_credit_of_exact_rules_in_chunks_is_the_gradient(monkeypatch):
             np.testing.assert_allclose(found, 1, atol=1e-4)
 
 
-@pytest.mark.long
+@pytest.mark.slow  # as `perturbation`, which learns alike, is run in full
 def test_a_short_run_learns_prints_draws_and_is_not_run_twice(tmp_path, capsys, monkeypatch):
     config = online.Config(
         problems=("copy",),
