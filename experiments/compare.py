@@ -76,7 +76,7 @@ class Config:
     optimizer (Adam; RMSprop where a row says so). The learning rate suits BPTT; no rule is tuned.
     Prints a table a network; writes results.json, learning_curves.png and alignment.png.
 
-    Takes 3 to 4 minutes on two cores. Accuracies (%), mean and standard deviation of 5 seeds:
+    Takes 4 to 6 minutes on two cores. Accuracies (%), mean and standard deviation of 5 seeds:
 
     digits by rows, GRU: BPTT 97 ± 1, SnAp-1 95 ± 1, e-prop 95 ± 2, TBPTT(1) 90 ± 2, readout only
     77 ± 2; delayed recall, GRU: BPTT, SnAp-1 and e-prop 100 ± 0, TBPTT(4) 33 ± 7, TBPTT(1) and
@@ -230,7 +230,7 @@ def header(config: Config) -> str:
         f"Comparing {len(config.rules)} learning rules on {' and '.join(config.tasks)}, "
         f"networks {' and '.join(config.cells)} of {config.features} units:\n"
         f"{config.steps} updates on batches of {config.batch_size}, seeds: {config.seeds}. "
-        f"The defaults take 3 to 4 minutes on two cores, mostly compiling."
+        f"The defaults take 4 to 6 minutes on two cores, mostly compiling."
     )
 
 
