@@ -94,13 +94,12 @@ def interrupt(*args):
 
 @pytest.mark.slow  # as `compare`, which trains alike, is run in full
 def test_a_short_run_goes_on_measures_prints_and_draws(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(memory, "DEPTHS", (1, 2))
     config = deep.Config(
         parts=("crowd", "memory"),
         stacks=("lru",),
-        depths=(2,),
+        depths=(1, 2),
         full=3,
-        delays=(12,),
+        delays=(2, 12),
         batch_size=8,
         seeds=2,
         repeats=1,
@@ -116,8 +115,8 @@ def test_a_short_run_goes_on_measures_prints_and_draws(tmp_path, capsys, monkeyp
         found = deep.run(config)
     text = capsys.readouterr().out
     content = json.loads((tmp_path / "results.json").read_text())
-    assert [trial["depth"] for trial in content["crowd"]] == [2]
-    rules = content["crowd"][0]["rules"]
+    assert [trial["depth"] for trial in content["crowd"]] == [1, 2]
+    rules = content["crowd"][1]["rules"]
     np.testing.assert_allclose(rules["deep_eprop"]["cosine"]["12"], 1, atol=1e-4)
     assert np.all(np.array(rules["no_spatial"]["norm_ratio"]["12"])[:, 0] == 0)
     assert np.all(np.array(rules["eprop"]["cosine"]["12"])[:, 0] < 0.9)

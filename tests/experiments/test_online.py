@@ -192,7 +192,7 @@ def test_credit_of_exact_rules_in_chunks_is_the_gradient(monkeypatch):
 @pytest.mark.slow  # as `perturbation`, which learns alike, is run in full
 def test_a_short_run_learns_prints_draws_and_is_not_run_twice(tmp_path, capsys, monkeypatch):
     config = online.Config(
-        problems=("copy",),
+        problems=("copy", "mackey_glass"),
         rows=("bptt", "tbptt1"),
         seeds=2,
         workers=1,
@@ -201,10 +201,10 @@ def test_a_short_run_learns_prints_draws_and_is_not_run_twice(tmp_path, capsys, 
     )
     online.run(config)
     text = capsys.readouterr().out
-    assert "chance" in text and "µs a step" in text
+    assert "chance" in text and "persistence" in text and "µs a step" in text
     content = json.loads((tmp_path / "results.json").read_text())
-    (first,) = (panel["rows"]["tbptt1"] for panel in content["panels"])
-    assert np.shape(first["test"]) == (2, 3)
+    first, second = (panel["rows"]["tbptt1"] for panel in content["panels"])
+    assert np.shape(first["test"]) == np.shape(second["test"]) == (2, 3)
     assert first["test"][0][0] != first["test"][0][-1]
     assert np.shape(content["cosines"]["rows"]["tbptt1"]) == (2, len(lags.PAUSES), 2)
     assert content["prices"]["bptt"]["state"] == 0 < content["prices"]["bptt"]["microseconds"]

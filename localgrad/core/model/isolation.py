@@ -17,7 +17,7 @@ import numpy as np
 from jax.extend import core as jex
 
 from localgrad.core.model.modules import Module
-from localgrad.core.model.trial import Draws, Outline, apart, memoised, outline, outline_of_one
+from localgrad.core.model.trial import Draws, Outline, apart, tried_once
 from localgrad.core.ownership.owners import strays
 from localgrad.core.ownership.walk import owners_of
 from localgrad.core.params import Leaves
@@ -34,7 +34,7 @@ def require_apart(label: str, module: Module, params: Leaves, *args: Any) -> Non
         params: its parameters; shapes suffice.
         *args: what it is called with, batch axis first; shapes suffice.
     """
-    found = memoised(_tried)(module, outline(params), outline_of_one(args))
+    found = tried_once(_tried, module, params, args)
     if found.mixes:
         raise ValueError(
             f"{label} ({module.name}) mixes the examples of a batch: what it gives for one depends "

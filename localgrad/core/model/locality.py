@@ -29,15 +29,7 @@ from localgrad.core.model.synapses import (
     record,
     respond_to,
 )
-from localgrad.core.model.trial import (
-    POINTS,
-    Draws,
-    Outline,
-    apart,
-    memoised,
-    outline,
-    outline_of_one,
-)
+from localgrad.core.model.trial import POINTS, Draws, Outline, apart, tried_once
 from localgrad.core.model.virtual import VirtualModule
 from localgrad.core.model.wrapped import TiedModule
 from localgrad.core.ownership.owners import Owners, reduced, strays
@@ -88,7 +80,7 @@ class Findings(NamedTuple):
 
 def tried(cell: Anatomy, params: Leaves, carry: Any, x: Any) -> Findings:
     """Tries a cell on random numbers of the given shapes (those of B examples), and reads it."""
-    return memoised(_findings)(cell.module, outline(params), outline_of_one((carry, x)))
+    return tried_once(_findings, cell.module, params, (carry, x))
 
 
 def _findings(module: Module, leaves: Outline, given: Outline) -> Findings:

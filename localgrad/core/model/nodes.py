@@ -15,15 +15,7 @@ import numpy as np
 
 from localgrad.core.model.modules import Module
 from localgrad.core.model.synapses import Anatomy, dissect, record
-from localgrad.core.model.trial import (
-    POINTS,
-    Draws,
-    Outline,
-    apart,
-    memoised,
-    outline,
-    outline_of_one,
-)
+from localgrad.core.model.trial import POINTS, Draws, Outline, apart, tried_once
 from localgrad.core.params import Leaves
 
 Node = tuple[int, ...]
@@ -42,7 +34,7 @@ def nodes_of(cell: Anatomy, params: Leaves, carry: Any, x: Any) -> tuple[Node, .
     Returns:
         The calls of each node; every call is in one.
     """
-    return memoised(_found)(cell.module, outline(params), outline_of_one((carry, x)))
+    return tried_once(_found, cell.module, params, (carry, x))
 
 
 def _found(module: Module, leaves: Outline, given: Outline) -> tuple[Node, ...]:

@@ -39,12 +39,6 @@ def outline(tree: Any) -> Outline:
     return Outline(treedef, tuple((a.shape, jnp.dtype(a.dtype).name) for a in flat))
 
 
-def outline_of_one(tree: Any) -> Outline:
-    """The same without the batch axis of each leaf."""
-    treedef, leaves = outline(tree)
-    return Outline(treedef, tuple((shape[1:], dtype) for shape, dtype in leaves))
-
-
 class Draws:
     """Deterministic random numbers of any dtype."""
 
@@ -89,3 +83,20 @@ def memoised(trial: Callable[..., Any]) -> Callable[..., Any]:
         return kept(jnp.result_type(float), *args)  # a trace depends on it
 
     return look_up
+
+
+def tried_once(trial: Callable[..., Any], module: Any, params: Any, given: Any) -> Any:
+    """What a trial of a module finds; once for all numbers of examples.
+
+    Args:
+        trial: `(module, outline of its parameters, outline of one example of what it is given)`.
+        module: the module.
+        params: its parameters; shapes suffice.
+        given: what it is given, batch axis first; shapes suffice.
+
+    Returns:
+        What the trial returns.
+    """
+    treedef, leaves = outline(given)
+    one = Outline(treedef, tuple((shape[1:], dtype) for shape, dtype in leaves))
+    return memoised(trial)(module, outline(params), one)

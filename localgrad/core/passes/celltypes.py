@@ -61,7 +61,7 @@ def types_by_name(rule: str, types: Any, stack: Stack) -> dict[str, np.ndarray]:
 
 
 def entries_of(rule: str, stack: Stack, params: Leaves, level: int) -> Entries:
-    """Where a cell's units lie in what its recurrent synapses receive; raises if in no row."""
+    """Where a cell's units lie in what its recurrent synapses receive; raises unless in a row."""
     found = tried_cell(stack, params, level)
     return own_entries(stack.cells[level], found, stack.name(level), rule)
 
