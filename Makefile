@@ -71,6 +71,6 @@ $(STAMP): pyproject.toml $(CONSTRAINTS)
 	  { echo 'error: $(PYTHON) cannot make virtual environments: install python3-venv' >&2; exit 1; }
 	@echo 'Setting up .venv for Python $(VERSION): about 1 GB, once, a minute or two ...'
 	@$(PYTHON) -m venv --clear .venv
-	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c $(CONSTRAINTS) \
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-compile -c $(CONSTRAINTS) \
 	  -e '.[experiments,test,dev]'
 	@touch $@

@@ -76,7 +76,7 @@ class Config:
     optimizer (Adam; RMSprop where a row says so). The learning rate suits BPTT; no rule is tuned.
     Prints a table a network; writes results.json, learning_curves.png and alignment.png.
 
-    Takes 4 to 6 minutes on two cores. Accuracies (%), mean and standard deviation of 5 seeds:
+    Takes 4 to 5 minutes on two cores. Accuracies (%), mean and standard deviation of 5 seeds:
 
     digits by rows, GRU: BPTT 97 ± 1, SnAp-1 95 ± 1, e-prop 95 ± 2, TBPTT(1) 90 ± 2, readout only
     77 ± 2; delayed recall, GRU: BPTT, SnAp-1 and e-prop 100 ± 0, TBPTT(4) 33 ± 7, TBPTT(1) and
@@ -154,17 +154,19 @@ class Stage(NamedTuple):
     """One task with one cell, while its rules are being compiled.
 
     Attributes:
-        task: the task.
+        problem: the task with the network.
         cell: the cell's name.
         settings: what cell and rules are told.
         budget: what every rule gets.
+        shared: what all rules share.
         entries: its rules, in order.
     """
 
-    task: Task
+    problem: Problem
     cell: CellName
     settings: Settings
     budget: Budget
+    shared: Future[Shared]
     entries: list[Future[Entry]]
 
 
@@ -177,9 +179,12 @@ def run(config: Config) -> list[report.Panel]:
     rows = len(config.tasks) * len(config.cells) * len(config.rules)
     pool = ThreadPoolExecutor(COMPILERS)
     try:
-        stages = [
-            submit(config, task, cell, pool) for task in config.tasks for cell in config.cells
+        problems = [
+            submit_shared(config, task, cell, pool)
+            for task in config.tasks
+            for cell in config.cells
         ]
+        stages = [submit_rules(config, problem, pool) for problem in problems]
         with progress(total=rows * config.checkpoints, unit="segment") as bar:
             trained: list[report.Panel] = []
             for stage in stages:
@@ -230,7 +235,7 @@ def header(config: Config) -> str:
         f"Comparing {len(config.rules)} learning rules on {' and '.join(config.tasks)}, "
         f"networks {' and '.join(config.cells)} of {config.features} units:\n"
         f"{config.steps} updates on batches of {config.batch_size}, seeds: {config.seeds}. "
-        f"The defaults take 4 to 6 minutes on two cores, mostly compiling."
+        f"The defaults take 4 to 5 minutes on two cores, mostly compiling."
     )
 
 
@@ -240,29 +245,31 @@ def footnote(config: Config) -> str:
     return report.footnote(NOTES, rows)
 
 
-def submit(config: Config, task_name: TaskName, cell: CellName, pool: Executor) -> Stage:
-    """Starts to compile every rule on one task with one cell."""
+def submit_shared(config: Config, task_name: TaskName, cell: CellName, pool: Executor) -> Stage:
+    """Starts to make what all rules share on one task with one cell."""
     task, budget = TASKS[task_name](config.seed), config.budget(cell)
     settings = config.settings(task)
     model = localgrad.Network(cells=(CELLS[cell].make(settings),), readout=nn.Dense(task.classes))
-    shared = pool.submit(make_shared, Problem(model, LOSS, task), budget)
+    problem = Problem(model, LOSS, task)
+    return Stage(problem, cell, settings, budget, pool.submit(make_shared, problem, budget), [])
+
+
+def submit_rules(config: Config, stage: Stage, pool: Executor) -> Stage:
+    """Starts to compile every rule of a stage."""
 
     def prepared(name: RuleName) -> Entry:
         few = config.rtrl_seeds if RULES[name].row.dense else config.seeds
-        return prepare(name, model, settings, of_first_seeds(shared.result(), few), budget)
+        return prepare(name, stage, of_first_seeds(stage.shared.result(), few))
 
-    entries = [pool.submit(prepared, name) for name in config.rules]
-    return Stage(task, cell, settings, budget, entries)
+    return stage._replace(entries=[pool.submit(prepared, name) for name in config.rules])
 
 
-def prepare(
-    name: RuleName, model: Any, settings: Settings, shared: Shared, budget: Budget
-) -> Entry:
+def prepare(name: RuleName, stage: Stage, shared: Shared) -> Entry:
     """Compiles a rule's run and its single update."""
     choice = RULES[name]
 
     def make_rule(key: jax.Array) -> localgrad.LearningRule:
-        return choice.make(model, LOSS, settings, key)
+        return choice.make(stage.problem.model, LOSS, stage.settings, key)
 
     params = jax.tree.map(lambda leaf: leaf[0], shared.params)
     try:
@@ -274,34 +281,36 @@ def prepare(
     return Entry(
         name,
         shared,
-        trainer=make_trainer(shared, make_rule, choice.optimizer, budget),
+        trainer=make_trainer(shared, make_rule, choice.optimizer, stage.budget),
         update=compile_update(rule, params, batch),
     )
 
 
 def train_stage(stage: Stage, pieces: Pieces, bar: Any) -> Iterator[report.Row]:
     """Trains each rule of a stage as soon as it is compiled, if it was not trained before."""
+    task = stage.problem.task.name
     for entry in stage.entries:
-        bar.set_description(f"{stage.task.name}, {stage.cell}")
+        bar.set_description(f"{task}, {stage.cell}")
         name, shared, trainer, _, refusal = entry.result()
-        bar.set_description(f"{stage.task.name}, {stage.cell}, {name}")
+        bar.set_description(f"{task}, {stage.cell}, {name}")
         history, begin = None, bar.n
         if trainer is not None:
             made = functools.partial(train, trainer, shared, stage.budget, bar.update)
-            history = pieces.made(f"{stage.task.name}_{stage.cell}_{name}", made)
+            history = pieces.made(f"{task}_{stage.cell}_{name}", made)
         bar.update(begin + stage.budget.checkpoints - bar.n)
         yield report.Row(name, RULES[name].label(stage.settings), history, refusal=refusal)
 
 
 def empty_panel(stage: Stage) -> report.Panel:
     """A panel that waits for its rows."""
+    task = stage.problem.task
     return report.Panel(
-        task=stage.task.name,
+        task=task.name,
         cell=stage.cell,
-        title=f"{stage.task.title}, {CELLS[stage.cell].label}",
-        summary=stage.task.summary,
+        title=f"{task.title}, {CELLS[stage.cell].label}",
+        summary=task.summary,
         group=GROUP,
-        floors=stage.task.floors,
+        floors=task.floors,
         rows=[],
     )
 

@@ -137,7 +137,7 @@ def test_a_run_does_not_go_on_with_other_versions(tmp_path, monkeypatch):
 
 
 def test_the_command_looks_at_its_folder_before_it_trains(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(compare, "submit", None)
+    monkeypatch.setattr(compare, "submit_shared", None)
     write_results(tmp_path, {"config": {}})
     assert main(["compare", "--workdir", str(tmp_path)]) == 2
     assert "error: " in (err := capsys.readouterr().err) and "is of another run" in err
