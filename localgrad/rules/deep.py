@@ -31,6 +31,7 @@ from localgrad.core.passes.feedback import (
     Feedback,
     Plasticity,
     adapted,
+    correlation,
     feedback_fields,
     feedback_settings,
     is_symmetric,
@@ -38,7 +39,6 @@ from localgrad.core.passes.feedback import (
     make_feedback,
     require_feedback,
     send,
-    weights_for,
 )
 from localgrad.core.passes.forward import CUT, DIAGONAL
 from localgrad.core.passes.rates import (
@@ -62,7 +62,8 @@ class DeepState(NamedTuple):
         initial_carry: the model's initial carry (streaming), or None.
         held: a `Held`: the eligibilities of each cell's own parameters, and how each cell responds
             to those below it (streaming); or None.
-        feedback: by the cell that receives the error, (N, O), or None for symmetric feedback.
+        feedback: by the cell that receives the error, (N, O), for each output array one; or None
+            for symmetric feedback.
         drift: likewise, what adaptive feedback has still to learn; zero between calls.
         excess: by cell, [B, N], by how much each unit's running rate exceeds its target
             (streaming, `FiringRate(decay=...)`), or None.
@@ -152,9 +153,10 @@ def deep_eprop(
             step for each example, such as `optax.l2_loss`; trailing axes are averaged.
         feedback: how the error dL/d(output) reaches the cells. `"symmetric"` sends it back through
             the model. `"random"` draws fixed weights from N(0, 1 / N), shape (N, O), which stand in
-            for the transpose of the last linear map: the readout, or, where there is none, the
-            input layer of the last cell (a `LeakyCell`). An array (N, O) is used as it is;
-            `"adaptive"` weights learn, as in `eprop`. Below them credit takes the model's own way.
+            for the transpose of the last map: the readout, or, where there is none, the input layer
+            of the last cell (a `LeakyCell`). With several output arrays each has weights of its
+            own, in the structure of the outputs. An array (N, O) is used as it is; `"adaptive"`
+            weights learn, as in `eprop`. Below them credit takes the model's own way.
         feedback_rate: learning rate of adaptive weights, such as that of the readout.
         feedback_decay: weight decay of adaptive weights; give the readout the same, for instance by
             `optax.add_decayed_weights`.
@@ -260,8 +262,7 @@ def deep_eprop(
 
 def _feedback(how: _Deep, stack: Stack, params: Leaves) -> dict[str, Any]:
     found = last_map("deep_eprop", stack, params)
-    shapes = {found.receiver: weights_for(stack.outputs, found.shape[0])}
-    weights = make_feedback("deep_eprop", how.feedback, how.key, shapes)
+    weights = make_feedback("deep_eprop", how.feedback, how.key, {found.receiver: found.like})
     return feedback_fields(weights, how.plasticity)
 
 
@@ -289,7 +290,7 @@ def _process(how: _Deep, frame: Frame, state: DeepState, window: Window) -> tupl
             stack, params, held, rows, window.inputs, frame.opening, frame.closing
         )
         grads = added(grads, found)
-    state = _drifted(how, state, grads, stack, params)
+    state = _drifted(how, state, grads, seen, stack, params)
     return state._replace(carry=stack.pack(seen.ran.carries), held=held), grads, seen.shown
 
 
@@ -300,14 +301,18 @@ def _signals(how: _Deep, frame: Frame, seen: Outcome, state: DeepState) -> tuple
 
 
 def _drifted(
-    how: _Deep, state: DeepState, grads: Leaves, stack: Stack, params: Leaves
+    how: _Deep, state: DeepState, grads: Leaves, seen: Outcome, stack: Stack, params: Leaves
 ) -> DeepState:
     """What adaptive feedback learns of a window: what the weights it stands in for do."""
     if how.plasticity is None:
         return state
     ((name, drift),) = state.drift.items()
-    learned = grads[last_map("deep_eprop", stack, params).kernel]
-    return state._replace(drift={name: drift + learned.astype(drift.dtype)})
+    kernel = last_map("deep_eprop", stack, params).kernel
+    if kernel is None:
+        learned = correlation(seen.ran.tapes[-1].ys, seen.q_out, drift)
+    else:
+        learned = jax.tree.map(lambda d: grads[kernel].astype(d.dtype), drift)
+    return state._replace(drift={name: jax.tree.map(jnp.add, drift, learned)})
 
 
 def _sent(feedback: Any, seen: Outcome, stack: Stack, params: Leaves) -> tuple[Any, Any]:
@@ -317,6 +322,7 @@ def _sent(feedback: Any, seen: Outcome, stack: Stack, params: Leaves) -> tuple[A
     ((name, weights),) = feedback.items()
     site = last_map("deep_eprop", stack, params).site
     if site is not None:
+        (weights,) = jax.tree.leaves(weights)
         return seen.q_y, {site: weights}
     return send("deep_eprop", name, seen.q_out, weights, seen.ran.tapes[-1].ys), None
 
@@ -332,7 +338,7 @@ def _process_ablated(how: _Deep, frame: Frame, state: DeepState, window: Window)
     grads |= seen.grads | seen.ran.encode(q_x)
     eligibility = functools.reduce(operator.or_, map(placed, kept, stack.prefixes))
     held = state.held._replace(eligibility=eligibility)
-    state = _drifted(how, state, grads, stack, frame.params)
+    state = _drifted(how, state, grads, seen, stack, frame.params)
     return state._replace(carry=stack.pack(seen.ran.carries), held=held), grads, seen.shown
 
 

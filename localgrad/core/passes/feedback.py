@@ -90,12 +90,7 @@ def cell_shapes(rule: str, stack: Stack) -> Shapes:
             "has no readout. Wrap it: localgrad.Network((cell,), readout=nn.Dense(O)) (NNX: "
             'localgrad.NNXNetwork), or use feedback="symmetric".'
         )
-    for leaf in jax.tree.leaves(stack.outputs):
-        if leaf.ndim != 2:
-            raise ValueError(
-                f"{rule}: feedback weights need output arrays [B, O]; the model gives "
-                f"{jax.tree.map(jnp.shape, stack.outputs)}."
-            )
+    _require_vectors(rule, stack)
     return {
         stack.name(level): weights_for(stack.outputs, units_of(stack, level))
         for level in stack.levels
@@ -113,59 +108,58 @@ def weights_for(outputs: Any, units: int) -> Any:
 
 
 class LastMap(NamedTuple):
-    """The last linear map of a model, whose transpose feedback weights stand in for.
+    """The last map of a model, whose transpose feedback weights stand in for.
 
     Attributes:
         receiver: the name of the cell whose outputs it takes.
-        shape: (N, O).
-        kernel: the path of its kernel.
+        like: what the weights look like, `ShapeDtypeStruct` (N, O), for each output array one.
+        kernel: the path of its kernel, or None if it is the readout.
         site: its number among the synapses of the last cell, or None if it is the readout.
     """
 
     receiver: str
-    shape: tuple[int, int]
-    kernel: Path
+    like: Any
+    kernel: Path | None
     site: int | None
 
 
 def last_map(rule: str, stack: Stack, params: Leaves) -> LastMap:
     """The readout, or where there is none the one input synapse of the last cell."""
-    outputs, top = _width(rule, stack), len(stack.cells) - 1
+    _require_vectors(rule, stack)
+    top = len(stack.cells) - 1
     if stack.readout is not None:
-        kernel, receiver, site = ("readout", "kernel"), top, None
-    else:
-        cell = stack.cells[top]
-        sites = [k for k, s in enumerate(cell.sites) if s.role == INPUT]
-        ways = cell.reads_x + sum(site.reads_x for site in cell.sites)  # from x into the cell
-        receiver, site = top - 1, sites[0] if len(sites) == ways == 1 else None
-        layer = () if site is None else stack.cells[top].sites[site].layer.path
-        kernel = (*stack.prefixes[top], *layer, "kernel")
-    shape = (units_of(stack, max(receiver, 0)), outputs)
-    if receiver < 0 or kernel not in params or params[kernel].shape != shape:
+        like = weights_for(stack.outputs, units_of(stack, top))
+        return LastMap(stack.name(top), like, None, None)
+    cell = stack.cells[top]
+    sites = [k for k, site in enumerate(cell.sites) if site.role == INPUT]
+    ways = cell.reads_x + sum(site.reads_x for site in cell.sites)  # from x into the cell
+    layer = cell.sites[sites[0]].layer.path if len(sites) == ways == 1 else ()
+    kernel = (*stack.prefixes[top], *layer, "kernel")
+    like = weights_for(stack.outputs, units_of(stack, max(top - 1, 0)))
+    shapes = [leaf.shape for leaf in jax.tree.leaves(like)]
+    if not top or kernel not in params or shapes != [params[kernel].shape]:
+        outputs = jax.tree.map(lambda a: a.shape[-1], stack.outputs)
         raise ValueError(
-            f"{rule}: feedback weights stand in for the last linear map (N, O) of a model. This "
-            f"one ends neither with a readout nn.Dense(O) nor with a cell that one layer of O = "
-            f"{outputs} units feeds, such as localgrad.LeakyCell. Give it one, or use "
-            'feedback="symmetric".'
+            f"{rule}: feedback weights stand in for the last map (N, O) of a model. This one ends "
+            f"neither with a readout nor with a cell that one layer of O = {outputs} units feeds, "
+            "such as localgrad.LeakyCell. Wrap it: localgrad.Network((cell,), readout=nn.Dense(O)) "
+            '(NNX: localgrad.NNXNetwork), or use feedback="symmetric".'
         )
-    return LastMap(stack.name(receiver), shape, kernel, site)
+    return LastMap(stack.name(top - 1), like, kernel, sites[0])
+
+
+def _require_vectors(rule: str, stack: Stack) -> None:
+    """Raises unless all output arrays are [B, O]."""
+    if any(leaf.ndim != 2 for leaf in jax.tree.leaves(stack.outputs)):
+        raise ValueError(
+            f"{rule}: feedback weights need output arrays [B, O]; the model gives "
+            f"{jax.tree.map(jnp.shape, stack.outputs)}."
+        )
 
 
 def units_of(stack: Stack, level: int) -> int:
     """N of a cell."""
     return jax.tree.leaves(stack.initial[level])[0].shape[-1]
-
-
-def _width(rule: str, stack: Stack) -> int:
-    """O, of a model with one output array [B, O]."""
-    outputs = jax.tree.leaves(stack.outputs)
-    if stack.outputs is not outputs[0] or outputs[0].ndim != 2:
-        raise ValueError(
-            f"{rule}: feedback weights stand in for one linear map and need one output array "
-            f"[B, O]; the model gives {jax.tree.map(jnp.shape, stack.outputs)}. localgrad.eprop "
-            "takes several."
-        )
-    return outputs[0].shape[-1]
 
 
 def make_feedback(
