@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Callable
 from typing import Any
 
@@ -215,7 +216,10 @@ def _measured(metric: Metric, outputs: Any, targets: Any) -> Any:
 
 def _require_learner(tx: Any, opt_state: Any, size: int, carries_on: bool) -> None:
     """Raises unless `tx` is a rule, a streaming one if it carries on, with something behind it."""
-    if isinstance(tx, LearningRule):
+    alone = opt_state
+    while type(alone) is tuple and len(alone) == 1:
+        (alone,) = alone
+    if isinstance(tx, LearningRule) or is_state(alone):
         raise ValueError(
             "tx is a bare rule, whose updates point uphill: put an optimizer behind it, as in "
             "optax.chain(rule, optax.sgd(1e-3))."
@@ -248,6 +252,8 @@ WRAPPERS = {
 
 def _require_first(state: Any) -> None:
     """Raises if anything comes before a rule in a chain, or around it, as far as states tell."""
+    if isinstance(state, collections.OrderedDict):  # of a named_chain
+        state = tuple(state.values())
     if is_state(state) or not isinstance(state, tuple):
         return
     if type(state) in WRAPPERS and _holds_rule(state):

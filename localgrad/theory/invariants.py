@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from localgrad.theory.modes import ALIKE, ModeRule, Modes
-from localgrad.theory.values import float64
+from localgrad.theory.values import alike, float64, require_modes
 
 
 def conserved(rule: ModeRule, modes: Modes, rates: Modes = ALIKE) -> jax.Array:
@@ -33,14 +33,17 @@ def conserved(rule: ModeRule, modes: Modes, rates: Modes = ALIKE) -> jax.Array:
         [...].
 
     Raises:
-        ValueError: for `tbptt(K > 1)`, of which no conserved quantity is known.
+        ValueError: for `tbptt(K > 1)`, of which no conserved quantity is known, and for strengths
+            that are no finite numbers or whose shapes do not broadcast.
 
     Example:
         >>> from localgrad import theory
         >>> float(theory.conserved(theory.bptt(), theory.Modes(a=2.0, w=0.3, b=1.0)))
         3.0
     """
+    require_modes("modes", modes)
     a, w, b = float64(*modes)
+    a, w, b = alike(a=a, w=w, b=b)
     if rule.name == "rflo":
         gain, decay = float64(*rule.seen(modes))
         return (w - decay) ** 2 / rates.w + b**2 / rates.b - 2 * gain * a / rates.a

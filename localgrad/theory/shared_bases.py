@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from localgrad.core.contract.checks import positive_integer
 from localgrad.theory.networks import Weights
 from localgrad.theory.values import float64, require_numbers
 
@@ -68,7 +69,8 @@ def alignment(weights: Weights, correlations: Any) -> Alignment:
         >>> [round(float(v), 4) for v in theory.alignment(theory.aligned(modes, bases), data)]
         [1.0, 1.0, 1.0]
     """
-    require_numbers(correlations=correlations)
+    named = {f"weights.{name}": value for name, value in zip("AWB", weights, strict=True)}
+    require_numbers(correlations=correlations, **named)
     a, w, b = float64(*weights)
     data = float64(correlations)
     if data.shape[1:] != (a.shape[0], b.shape[1]) or len(w) != a.shape[1] != len(b):
@@ -125,9 +127,10 @@ def lagged_correlations(inputs: Any, targets: Any, lags: int) -> jax.Array:
         ((2, 3, 3), 1.0, 0.0)
     """
     require_numbers(inputs=inputs, targets=targets)
+    lags = positive_integer("lags", lags)
     inputs, targets = float64(inputs, targets)
     steps = inputs.shape[1]
-    if inputs.shape[:2] != targets.shape[:2] or not 1 <= lags <= steps:
+    if inputs.shape[:2] != targets.shape[:2] or lags > steps:
         raise ValueError(
             f"inputs [E, T, I] and targets [E, T, O] must agree, with lags from 1 to T; got "
             f"{inputs.shape}, {targets.shape} and lags {lags}."

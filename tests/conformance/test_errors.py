@@ -375,6 +375,8 @@ def test_learn_needs_a_streaming_rule_and_an_optimizer():
     params = params_of(NETWORK)
     rule = localgrad.eprop(NETWORK, optax.l2_loss, batch_size=B)
     refused("bare rule", localgrad.learn, rule, params, rule.init(params), BATCH, 1)
+    alone = optax.chain(rule)
+    refused("bare rule", localgrad.learn, alone, params, alone.init(params), BATCH, 1)
     tx = optax.chain(localgrad.eprop(NETWORK, optax.l2_loss), optax.sgd(0.1))
     refused("episodic.*batch_size=2", localgrad.learn, tx, params, tx.init(params), BATCH, 1)
     localgrad.learn(tx, params, tx.init(params), BATCH, T)  # whole sequences: nothing to forget
@@ -411,6 +413,10 @@ BEHIND = {
     "before": (lambda rule: optax.chain(optax.clip(1.0), rule, optax.sgd(0.1)), "before its rule"),
     "nested": (
         lambda rule: optax.chain(optax.chain(optax.scale(2.0), rule), optax.sgd(0.1)),
+        "before its rule",
+    ),
+    "named": (
+        lambda rule: optax.named_chain(("adam", optax.adam(1.0)), ("rule", rule)),
         "before its rule",
     ),
     "finite": (

@@ -64,6 +64,13 @@ def test_along_a_flow_of_any_linear_network(rule, alpha):
 
 def test_errors():
     weights = theory.Weights(np.ones((1, 2)), np.ones((2, 2)), np.ones((2, 1)))
+    for modes, message in (
+        (theory.Modes(np.nan, 0.0, 1.0), r"modes\.a must be finite"),
+        (theory.Modes("a", 0.0, 1.0), r"modes\.a must be real numbers"),
+        (theory.Modes(np.ones(2), np.ones(3), 1.0), r"a \(2,\), w \(3,\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            theory.conserved(theory.bptt(), modes)
     with pytest.raises(ValueError, match="feedback must be the matrix R"):
         theory.conserved_matrix(theory.rflo(1.0, 0.3), weights)
     with pytest.raises(ValueError, match="alpha must be 1 for bptt"):

@@ -80,8 +80,12 @@ def test_errors():
         theory.alignment(weights, data[:, :2])
     with pytest.raises(ValueError, match="correlations must be finite"):
         theory.alignment(weights, data * np.nan)
+    with pytest.raises(ValueError, match=r"weights\.A must be finite"):
+        theory.alignment(weights._replace(A=weights.A * np.nan), data)
     with pytest.raises(ValueError, match="lags from 1 to T"):
         theory.lagged_correlations(np.ones((2, 3, 1)), np.ones((2, 3, 1)), 4)
+    with pytest.raises(ValueError, match=r"lags must be a positive integer; got 1\.5"):
+        theory.lagged_correlations(np.ones((2, 3, 1)), np.ones((2, 3, 1)), 1.5)
 
 
 def test_every_public_name_is_documented_and_has_an_example():

@@ -34,9 +34,10 @@ class Outline(NamedTuple):
 
 
 def outline(tree: Any) -> Outline:
-    """The outline of a tree of arrays; shapes suffice."""
+    """The outline of a tree of arrays, of dtypes as JAX takes them now; shapes suffice."""
     flat, treedef = jax.tree.flatten(tree)
-    return Outline(treedef, tuple((a.shape, jnp.dtype(a.dtype).name) for a in flat))
+    taken = jax.dtypes.canonicalize_dtype
+    return Outline(treedef, tuple((a.shape, jnp.dtype(taken(a.dtype)).name) for a in flat))
 
 
 class Draws:

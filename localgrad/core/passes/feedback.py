@@ -266,7 +266,8 @@ def _by_name(rule: str, feedback: Any, names: list[str]) -> dict[str, Any]:
     if sorted(given) != sorted(names):
         raise ValueError(
             f"{rule}: feedback must give one array a cell, for {names}; got "
-            f"{sorted(given) or f'{len(feedback)} of them'}. Other cells get their credit through "
-            "the model."
+            f"{sorted(given) or f'{len(feedback)} of them'}. With several output arrays give "
+            '{"cells_0": weights in the structure of the outputs}. Cells that are not named get '
+            "their credit through the model."
         )
     return given
