@@ -9,7 +9,7 @@ STAMP := .venv/installed-$(VERSION)
 ARGS ?=
 # Test workers: one a core, at most 8; each holds up to 1.5 GiB. Another number by WORKERS=...
 WORKERS ?= logical
-# Halve what XLA needs to compile on CPU, where this jaxlib knows these flags; another would abort.
+# Less to compile on a CPU, where this jaxlib knows these flags; another would abort.
 QUICK := --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1
 FLAGS = $$XLA_FLAGS $(shell XLA_FLAGS="$(QUICK)" $(BIN)/python -c 'import jax; jax.devices()' >/dev/null 2>&1 \
   && echo '$(QUICK)')
