@@ -8,7 +8,7 @@ parameters and on the same batch. Letters: S seeds, C checkpoints, B batch, T ti
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -132,6 +132,7 @@ class Shared(NamedTuple):
         draw: `checkpoint -> Batch` of [S, segment, B, T, ...], the batches up to it.
         test: `params -> (loss [S], accuracy [S])` on held-out data.
         align: `Probe -> {group: Alignment}` of an update to BPTT's, [S] each.
+        options: what XLA is told of every program of the run.
     """
 
     params: Any
@@ -139,6 +140,7 @@ class Shared(NamedTuple):
     draw: Callable[[int], localgrad.Batch]
     test: Callable[[Any], tuple[jax.Array, jax.Array]]
     align: Callable[[Probe], dict[str, localgrad.Alignment]]
+    options: dict[str, Any]
 
 
 class Trainer(NamedTuple):
@@ -154,14 +156,23 @@ class Trainer(NamedTuple):
     advance: Callable[[Run, localgrad.Batch], tuple[Run, Probe, jax.Array]]
 
 
-def make_shared(problem: Problem, budget: Budget) -> Shared:
+def make_shared(problem: Problem, budget: Budget, options: Mapping[str, Any] = QUICKLY) -> Shared:
     """Draws and builds what all rules of a problem share.
 
     Each batch is divided among as many devices as there are and as divide its size.
+
+    Args:
+        problem: the network with its task.
+        budget: what every rule gets.
+        options: what XLA is told; those that this jaxlib does not know are left out.
+
+    Returns:
+        What the rules share.
     """
     model, loss, task = problem
     mesh = make_mesh(data=math.gcd(budget.batch_size, jax.device_count()))
     exact = localgrad.bptt(model, loss)
+    told = known(options)
     param_keys, rule_keys, data_keys = jax.random.split(
         jax.random.key(budget.seed), (3, budget.seeds)
     )
@@ -182,14 +193,28 @@ def make_shared(problem: Problem, budget: Budget) -> Shared:
         reference, _ = exact(probe.params, exact.init(probe.params), probe.batch)
         return localgrad.compare(probe.updates, reference)
 
-    draws = jax.jit(jax.vmap(draw, in_axes=(0, None)), compiler_options=QUICKLY)
+    draws = jax.jit(jax.vmap(draw, in_axes=(0, None)), compiler_options=told)
     return Shared(
         params=spread(mesh, one_by_one(init, param_keys)),
         rule_keys=spread(mesh, rule_keys),
         draw=lambda checkpoint: spread(mesh, draws(data_keys, checkpoint), data=2),
-        test=jax.jit(jax.vmap(test), compiler_options=QUICKLY),
-        align=jax.jit(jax.vmap(align), compiler_options=QUICKLY),
+        test=jax.jit(jax.vmap(test), compiler_options=told),
+        align=jax.jit(jax.vmap(align), compiler_options=told),
+        options=told,
     )
+
+
+def known(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Those options of XLA's that this jaxlib knows."""
+
+    def is_known(name: str) -> bool:
+        try:
+            jax.jit(lambda: 0, compiler_options={name: options[name]}).lower().compile()
+        except jax.errors.JaxRuntimeError:
+            return False
+        return True
+
+    return {name: options[name] for name in options if is_known(name)}
 
 
 def of_first_seeds(shared: Shared, count: int) -> Shared:
@@ -262,7 +287,7 @@ def make_trainer(
     run = jax.vmap(start)(shared.params, shared.rule_keys)
     run = jax.device_put(run, shared.rule_keys.sharding)
     stays = (jax.tree.map(lambda a: a.sharding, run), None, None)
-    jitted = jax.jit(jax.vmap(advance), out_shardings=stays, compiler_options=QUICKLY)
+    jitted = jax.jit(jax.vmap(advance), out_shardings=stays, compiler_options=shared.options)
     return Trainer(run, jitted.lower(run, shared.draw(0)).compile())
 
 
