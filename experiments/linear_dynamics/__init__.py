@@ -50,7 +50,7 @@ class Config:
     rate network on digits, where the theory promises nothing. Prints the table; writes
     results.json and figures.
 
-    `python -m experiments linear_dynamics` takes about 4 minutes on two free cores, mostly
+    `python -m experiments linear_dynamics` takes 4 to 7 minutes on two cores, mostly
     compiling. All 53 claims held with seeds 0 and 1 (a claim that fails is exit status 1): networks
     follow the mode equations to 1e-12, late rates agree to 1e-3, RFLO's change has exactly the
     outputs' rank. On digits, from small weights, the GRU waits 23 updates a factor e under BPTT
@@ -142,7 +142,7 @@ def header(config: Config) -> str:
     """What is about to happen."""
     return (
         f"Theory beside networks, {len(config.phenomena)} phenomena: {', '.join(config.phenomena)}."
-        "\nAll of them take about 4 minutes on two free cores, mostly compiling."
+        "\nAll of them take 4 to 7 minutes on two cores, mostly compiling."
     )
 
 
