@@ -83,6 +83,10 @@ def _value_of(leaf: Any, label: str) -> Hashable:
 Step = Callable[[nnx.Module], Any]
 
 
+class ImpureStep(ValueError):
+    """A step that changes or draws from what its module holds."""
+
+
 def held_by(module: nnx.Module) -> dict[tuple, tuple[str, Any]]:
     """The kind and the array of all that a module holds, but for what it shows of its inside."""
     found = {}
@@ -94,7 +98,7 @@ def held_by(module: nnx.Module) -> dict[tuple, tuple[str, Any]]:
 
 
 def require_unchanged(name: str, module: nnx.Module, held: dict, step: Step) -> None:
-    """Raises if a step changed what its module holds.
+    """Raises `ImpureStep` if a step changed what its module holds.
 
     An array that is no longer the same object may have been handed back by `nnx.remat` or
     `nnx.jit`, which the program of the step tells.
@@ -113,7 +117,7 @@ def require_unchanged(name: str, module: nnx.Module, held: dict, step: Step) -> 
     for path in other:
         kind, label = held[path][0], "/".join(map(str, path))
         does = "draws from" if kind in ("RngCount", "RngKey") else "changes"
-        raise ValueError(
+        raise ImpureStep(
             f"{name} {does} {label} ({kind}) in its step, which must be a pure function of "
             "parameters. Keep what changes in the carry, draw noise outside and feed it as a "
             "part of the input, let BatchNorm use_running_average, make Dropout deterministic."

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from localgrad.core.model.coded import CodedModule, coded
-from localgrad.core.model.constants import Constants, LinenModel
+from localgrad.core.model.constants import Constants, ImpureStep, LinenModel
 from localgrad.core.model.isolation import require_apart
 from localgrad.core.model.modules import (
     LinenModule,
@@ -303,6 +303,8 @@ def _settled(cell: Any, params: Leaves, x: Any, key: jax.Array) -> tuple[Any, An
     for _ in range(3):
         try:
             new, y = jax.eval_shape(cell.apply, params, carry, x)
+        except ImpureStep:
+            raise
         except Exception as error:
             raise impure(error, cell.name) or _unrunnable(cell, carry, x, error) from error
         if jax.tree.structure(new) != jax.tree.structure(carry) or any(
