@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -12,8 +11,9 @@ import jax.numpy as jnp
 
 from localgrad.average import AverageState
 from localgrad.combine import MixState
-from localgrad.core.contract.checks import require_batch, require_updates
-from localgrad.core.contract.rule import Batch, LearningRule, Select
+from localgrad.core.contract.checks import number, require_batch, require_updates
+from localgrad.core.contract.objective import Objective
+from localgrad.core.contract.rule import Batch, LearningRule, Loss, Select
 from localgrad.core.contract.state import Member, WithOutputs, as_member, fresh, require_own
 
 
@@ -45,13 +45,15 @@ class GuardState(NamedTuple):
 def guard(rule: LearningRule, *, max_norm: float | None = None) -> LearningRule:
     r"""Keeps what goes wrong in one stream from the parameters and from the other streams.
 
-    A stream that is shown a NaN or an infinity (in its inputs, or in a target of weight other than
-    0) is left out of that call, as if all its steps had weight 0, and begins anew after it. Where
-    finite numbers led to one that is not, in a carry, an influence, a loss or an update, nobody can
-    say what is left of the sum: that call's updates are zeros, what all streams share (adaptive
-    feedback, a predictor) stays as it was, and the streams that broke begin anew. All others keep
-    their carry and their influence. The state counts both, by stream and in all, and shows how
-    large each stream's influence is, which tells of one that explodes while it is still finite.
+    A stream that is shown a NaN or an infinity (in its inputs or its mask, or in a target of weight
+    other than 0) is left out of that call, as if all its steps had weight 0, and begins anew after
+    it. Where finite numbers led to one that is not, in a carry, an influence, a loss or an update,
+    nobody can say what is left of the sum: that call's updates are zeros, what all streams share
+    (adaptive feedback, a predictor) stays as it was, and the streams whose carry, influence or loss
+    broke begin anew. All others keep their carry and their influence. The state counts both, by
+    stream and in all, and shows how large each stream's influence is, which tells of one that
+    explodes while it is still finite. A stream that breaks in every call stops all learning: a
+    `refused` that grows says so, and `poisoned` says which it is.
 
     With `max_norm` it is also held there::
 
@@ -60,8 +62,8 @@ def guard(rule: LearningRule, *, max_norm: float | None = None) -> LearningRule:
     Where an influence is a product of two sides (`uoro`, `kf_rtrl`, `ok`), both are scaled.
 
     *Estimates* what the rule does, of the streams that are well; clipping makes it biased. *Costs*
-    one pass over what the rule remembers, a call: little for calls of many steps, and next to the
-    price of the step itself for calls of one.
+    two passes over what the rule remembers, a call: little for calls of many steps, and next to the
+    price of the step itself for calls of one; and the loss of its outputs, a second time.
 
     Args:
         rule: a streaming rule (made with `batch_size`), also an `average` or a `mix`.
@@ -96,8 +98,8 @@ def guard(rule: LearningRule, *, max_norm: float | None = None) -> LearningRule:
             f"guard takes a streaming rule; got {rule.name} with batch_size=None, whose sequences "
             "carry nothing on. Give it batch_size, or use optax.apply_if_finite around the chain."
         )
-    if max_norm is not None and not 0 < max_norm < math.inf:
-        raise ValueError(f"max_norm must be a positive number, or None; got {max_norm}.")
+    if max_norm is not None:
+        number("max_norm", max_norm, "be positive and finite", "Or None, for no limit.")
     advance = jax.jit(functools.partial(_advance, rule, max_norm), static_argnums=3)
     settings = {name: rule.settings[name] for name in ("model", "loss")}
     settings |= {"rule": rule.name, "max_norm": max_norm} | rule.settings
@@ -162,12 +164,11 @@ def _advance(
     ill = _ill(batch)
     common = {"loss": state.loss, "carry": state.carry, "initial_carry": state.initial_carry}
     before = state.member.state._replace(**common)
-    updates, after = rule.update(
-        None, before, params, batch=_without(batch, ill, (size, steps)), with_outputs=with_outputs
-    )
-    after, outputs = after if with_outputs else (after, None)
+    batch = _without(batch, ill, (size, steps))
+    updates, (after, outputs) = rule.update(None, before, params, batch=batch, with_outputs=True)
     norm = _norms(after, size)
-    ill |= ~jnp.isfinite(norm) | ~_finite_rows(after.carry, size)
+    lost = _lost(rule.settings["loss"], outputs, batch)
+    ill |= ~jnp.isfinite(norm) | ~_finite_rows(after.carry, size) | ~jnp.isfinite(lost)
     whole, kept = _kept(after, before)
     fine = whole & _all_finite(updates)
     updates = jax.tree.map(lambda u: jnp.where(fine, u, jnp.zeros_like(u)), updates)
@@ -177,6 +178,13 @@ def _advance(
     after = _begun_anew(after, ill)
     state = _guarded(after, norm, state.poisoned + ill, state.refused + ~fine)
     return updates, WithOutputs(state, outputs) if with_outputs else state
+
+
+def _lost(loss: Loss, outputs: Any, batch: Batch) -> jax.Array:
+    """[B] the loss of each stream."""
+    ahead = lambda tree: jax.tree.map(lambda a: jnp.moveaxis(a, 1, 0), tree)  # noqa: E731
+    each = Objective(loss, jnp.ones(()))
+    return each.values(ahead(outputs), ahead(batch.targets), ahead(batch.mask)).sum(0)
 
 
 def _chosen(fine: jax.Array, new: jax.Array, old: jax.Array) -> jax.Array:
@@ -193,7 +201,7 @@ def _ill(batch: Batch) -> jax.Array:
         wrong = ~jnp.isfinite(leaf).reshape(*leaf.shape[:2], -1).all(-1)
         return (wrong & counts).any(1)
 
-    shown = [rows(leaf, True) for leaf in jax.tree.leaves(batch.inputs)]
+    shown = [rows(leaf, True) for leaf in jax.tree.leaves((batch.inputs, batch.mask))]
     asked = [rows(leaf, counts) for leaf in jax.tree.leaves(batch.targets)]
     none = jnp.zeros(len(jax.tree.leaves(batch.inputs)[0]), bool)
     return functools.reduce(jnp.logical_or, [*shown, *asked], none)
@@ -276,13 +284,19 @@ def _real(leaf: Any) -> bool:
 
 def _norms(state: Any, size: int) -> jax.Array:
     """[B] norm of what is remembered of each stream; not finite if a number of it is not."""
-    memory = _memory(state)
-    total = jnp.zeros(size)
+    memory, found = _memory(state), [jnp.zeros(size)]
     for axis, leaf in zip(jax.tree.leaves(_axes(memory)), jax.tree.leaves(memory), strict=True):
         if axis >= 0 and _real(leaf):
-            rows = jnp.moveaxis(leaf, axis, 0).reshape(size, -1)
-            total += jnp.square(jnp.abs(rows)).sum(1)
-    return jnp.sqrt(total)
+            found.append(_norm(jnp.moveaxis(leaf, axis, 0).reshape(size, -1)))
+    return _norm(jnp.stack(found, 1))
+
+
+def _norm(rows: jax.Array) -> jax.Array:
+    """[B] norm of each row, at least float32, which no square of a finite number makes infinite."""
+    rows = jnp.abs(rows).astype(jnp.promote_types(rows.real.dtype, jnp.float32))
+    most = rows.max(1, keepdims=True, initial=0)
+    scale = jnp.where(most > 0, most, 1)
+    return scale[:, 0] * jnp.sqrt(jnp.square(rows / scale).sum(1))
 
 
 def _all_finite(tree: Any) -> jax.Array:

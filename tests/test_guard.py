@@ -161,6 +161,53 @@ def test_of_a_stream_that_breaks_by_itself_nothing_is_learnt(told):
     )
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_weight_that_is_no_number_leaves_its_stream_out(value):
+    model, params = network()
+    guarded = localgrad.guard(localgrad.eprop(model, optax.l2_loss, batch_size=B, reduction="sum"))
+    broken = drawn()._replace(mask=jnp.ones((B, T)).at[ILL, 2].set(value))
+    without = drawn()._replace(mask=jnp.ones((B, T)).at[ILL].set(0))
+    updates, state = guarded(params, guarded.init(params), broken)
+    same(updates, guarded(params, guarded.init(params), without)[0])
+    assert state.poisoned.tolist() == [0, 0, 0, 1, 0] and state.refused == 0
+
+
+def test_a_stream_whose_loss_overflows_is_named():
+    """Its carry and its influence are as well as anyone's; the others keep theirs."""
+    model, params = network()
+    guarded = localgrad.guard(localgrad.eprop(model, optax.l2_loss, batch_size=B))
+    state = guarded.init(params)
+    far = drawn()._replace(targets=drawn().targets.at[ILL, 2, 1].set(1e200))
+    for call in (1, 2):
+        updates, state = guarded(params, state, far)
+        assert all((leaf == 0).all() for leaf in jax.tree.leaves(updates))
+        assert state.refused == call and state.poisoned.tolist() == [0, 0, 0, call, 0]
+    same(of_streams(state.carry, ILL), of_streams(guarded.init(params).carry, ILL))
+    assert all((rows != 0).all() for rows in of_streams(state.carry, WELL))
+
+
+def test_an_influence_whose_square_is_infinite_is_finite_still():
+    """Of float32: a norm beyond 1.8e19 is told, and held."""
+    cell = localgrad.RateCell(1, alpha=1.0, activation=lambda u: u)
+    x = jnp.ones((B, 45, 1), jnp.float32)
+    params = cell.init(jax.random.key(0), jnp.zeros((B, 1), jnp.float32), x[:, 0])["params"]
+    params = jax.tree.map(lambda a: jnp.full(a.shape, 3.0, jnp.float32), params)
+    small = lambda y, t: 1e-30 * y  # noqa: E731
+    rule = localgrad.rtrl(cell, small, batch_size=B)
+    _, alone = rule(params, rule.init(params), localgrad.Batch(x, x))
+    leaves = [np.asarray(a, np.float64) for a in jax.tree.leaves(alone.influence)]
+    norm = np.sqrt(sum(np.square(leaf).reshape(B, -1).sum(1) for leaf in leaves))
+    assert (norm > 1e20).all()
+    for most, kept in ((None, norm), (50.0, 50.0)):
+        guarded = localgrad.guard(rule, max_norm=most)
+        _, state = guarded(params, guarded.init(params), localgrad.Batch(x, x))
+        assert not state.poisoned.any() and state.refused == 0
+        np.testing.assert_allclose(state.norm, norm, rtol=1e-5)
+        leaves = jax.tree.leaves(state.member.state.influence)
+        after = np.sqrt(sum(np.square(np.float64(a)).reshape(B, -1).sum(1) for a in leaves))
+        np.testing.assert_allclose(after, kept, rtol=1e-5)
+
+
 def test_an_influence_that_explodes_is_seen_and_held():
     model, params = linear()
     params["cells_0"]["h"]["kernel"] = jnp.diag(jnp.array([3.0, 0.1, 0.1, 0.1]))
@@ -258,5 +305,6 @@ def test_what_it_refuses():
         localgrad.average(drawn, samples=2)
     with pytest.raises(ValueError, match="'b'.* is a guard; guard the mix as a whole"):
         localgrad.mix({"a": rule, "b": localgrad.guard(rule)}, {"cells_0": "a", "readout": "b"})
-    with pytest.raises(ValueError, match="max_norm must be a positive number, or None; got 0"):
-        localgrad.guard(rule, max_norm=0)
+    for wrong in (0, np.inf, "1", True):
+        with pytest.raises(ValueError, match=f"max_norm must be .*positive.*; got {wrong!r}. Or None"):
+            localgrad.guard(rule, max_norm=wrong)
