@@ -18,13 +18,15 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
+from localgrad.core.contract.checks import is_integer
 from localgrad.core.record import (
     asked_for,
     check_of,
-    leaves_by_path,
     placed_as,
     record_of,
+    require_divisible,
     require_same,
+    require_savable,
 )
 
 RECORD = "localgrad"
@@ -47,7 +49,7 @@ def open(
     warning.
 
     Args:
-        directory: a local one, made if it is not there.
+        directory: a local one (also one that is mounted), made if it is not there; `~` is the home.
         options: Orbax's. With a `best_fn`, `max_to_keep` keeps the best steps and not the newest;
             a `preservation_policy` keeps both (`docs/checkpoints.md`).
 
@@ -55,6 +57,7 @@ def open(
         An `ocp.CheckpointManager`: a context manager that waits for saves under way at its end.
 
     Raises:
+        ValueError: for what is no local directory.
         Exception: Orbax's own, if no step, or every step, is to blame.
 
     Example:
@@ -65,7 +68,14 @@ def open(
         ...     print(manager.latest_step())
         None
     """
-    directory = Path(directory).absolute()
+    if "://" in str(directory):
+        raise ValueError(
+            f"directory must be a local one; got {str(directory)!r}. Mount it, or use Orbax's own "
+            "manager, which reads and writes buckets but checks no arrays."
+        )
+    directory = Path(directory).expanduser().absolute()
+    if directory.exists() and not directory.is_dir():
+        raise ValueError(f"directory must not be a file; got {directory}.")
     try:
         return _manager(directory, options)
     except Exception:
@@ -97,16 +107,18 @@ def save(
 
     Args:
         manager: from `open`.
-        step: how many steps were done, above the last one saved; Orbax saves no other.
+        step: how many steps were done, not below the last one saved; Orbax would save no other,
+            and say nothing.
         tree: arrays, typed keys and Python's numbers, such as `(params, opt_state, position)`.
-        metrics: what the options' `best_fn` takes.
+        metrics: what the options' `best_fn` takes, of Python's numbers (`float(loss)`).
         force: whether to save even if the options do not ask for this step.
 
     Returns:
         Whether the step is saved, which the manager's options decide.
 
     Raises:
-        ValueError: for a leaf that is no array and no number.
+        ValueError: for a leaf that cannot be saved, by its path; for a step that is none, or lies
+            before the last.
 
     Example:
         >>> import tempfile, jax.numpy as jnp
@@ -117,7 +129,16 @@ def save(
         True
         (7, {'position': 70, 'weights': Array([0., 1., 2.], dtype=float32)})
     """
-    leaves_by_path(tree)  # which raises for what cannot be saved, also where nothing will be
+    require_savable(tree)  # also where nothing will be saved
+    if not is_integer(step, 0):
+        raise ValueError(f"step must be an integer, 0 or more; got {type(step).__name__} {step!r}.")
+    last = manager.latest_step()
+    if last is not None and step < last:
+        raise ValueError(
+            f"step {step} lies before step {last}, the last in {manager.directory}. To go on from "
+            "an older step, delete those after it (manager.delete(step)), or save in another "
+            "directory."
+        )
     if not force and not manager.should_save(step):
         return False
     record = record_of(tree)
@@ -136,8 +157,10 @@ def restore(
     """The newest step that is whole, of those that `save` wrote.
 
     A step that cannot be read, or does not hold what was saved, is skipped for the next older one
-    and renamed to `STEP.damaged`, so that Orbax counts it no more; a warning says all that. Arrays
-    come back as the target's: on its devices, by its shardings, whatever mesh they were saved from.
+    and renamed to `STEP.damaged`, so that Orbax counts it no more (not where the manager's options
+    say `read_only`); a warning says all that. Arrays come back as the target's: on its devices, by
+    its shardings, whatever mesh they were saved from. A disk that fails or memory that does not
+    suffice is no damage, and what was raised is raised on.
 
     Args:
         manager: as for `save`.
@@ -151,7 +174,8 @@ def restore(
 
     Raises:
         ValueError: if the target's leaves are not those saved (the model, the rule or the optimizer
-            is another), telling each by its path and both shapes; if no step is whole.
+            is another), telling each by its path and both shapes, or cannot be divided as its
+            shardings want; if no step is whole, or `step` is not there.
 
     Example:
         >>> import tempfile, flax.linen as nn, jax, jax.numpy as jnp, localgrad, optax
@@ -173,7 +197,10 @@ def restore(
         (1, 10)
     """
     manager.wait_until_finished()
-    steps = sorted(manager.all_steps(), reverse=True) if step is None else [step]
+    steps = sorted(manager.all_steps(), reverse=True)
+    if step is not None and step not in steps:
+        raise ValueError(f"step {step} is not in {manager.directory}; there are {steps[::-1]}.")
+    steps = steps if step is None else [step]
     damaged: dict[int, _Damaged] = {}
     for one in steps:
         try:
@@ -182,8 +209,9 @@ def restore(
             damaged[one] = error
             continue
         if damaged:
-            _set_aside(Path(manager.directory), damaged)
-            manager.reload()
+            if not manager._options.read_only:  # which no public attribute tells
+                _set_aside(Path(manager.directory), damaged)
+                manager.reload()
             told = _told(manager.directory, damaged)
             warnings.warn(f"{told} Step {one} is used instead.", stacklevel=2)
         return one, found
@@ -219,10 +247,13 @@ def _read(manager: Any, step: int, target: Any) -> Any:
     if said.get("check") != check_of(record):
         raise _Damaged("its record is damaged")
     require_same(manager.directory, step, record, target)
+    require_divisible(target)
     try:
         asked = ocp.args.StandardRestore(jax.tree.map(asked_for, target))
         found = manager.restore(step, args=asked)
     except Exception as error:
+        if _of_the_machine(error):
+            raise
         raise _Damaged(f"it cannot be read: {_brief(error)}") from error
     there = record_of(found)
     changed = [path for path in record if record[path] != there[path]]
@@ -230,6 +261,12 @@ def _read(manager: Any, step: int, target: Any) -> Any:
         raise _Damaged(f"{', '.join(changed)[:200]}: not what was saved")
     with jax.enable_x64(True):  # which leaves all dtypes as they are
         return jax.tree.map(placed_as, target, found)
+
+
+def _of_the_machine(error: Exception) -> bool:
+    """Whether an error is no fault of the files': of memory, or of a disk or a right to read."""
+    full = isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
+    return full or (isinstance(error, OSError) and not isinstance(error, FileNotFoundError))
 
 
 def _folders(directory: Path) -> dict[int, Path]:

@@ -392,11 +392,94 @@ def test_all_that_differs_is_told_and_nothing_else(tmp_path):
     ]
 
 
-def test_what_cannot_be_saved_is_named(tmp_path):
+def donated():
+    """An array that a function took for its own."""
+    a = jnp.ones(2)
+    a.delete()
+    return a
+
+
+UNSAVABLE = {
+    "string": (lambda: "gru", "is 'gru'; only arrays"),
+    "complex": (lambda: 1j, "is 1j; only"),
+    "abstract": (lambda: jax.ShapeDtypeStruct((2,), float), "is ShapeDtypeStruct"),
+    "large": (lambda: 2**70, f"is {2**70}, beyond 64 bits"),
+    "strings": (lambda: np.array(["a"]), "has dtype <U1"),
+    "objects": (lambda: np.array([None]), "has dtype object"),
+    "halved": (lambda: jnp.ones(2, jnp.int4), "has dtype int4"),
+    "none": (lambda: jnp.zeros((0, 3)), r"is empty, of shape \(0, 3\)"),
+    "donated": (donated, "was donated.*save what that function gave"),
+}
+
+
+@pytest.mark.parametrize("name", UNSAVABLE)
+def test_what_cannot_be_saved_is_named(name, tmp_path):
+    make, reason = UNSAVABLE[name]
     with checkpoint.open(tmp_path) as manager:
-        with pytest.raises(ValueError, match=r"tree\['name'\] is 'gru'; only arrays"):
-            checkpoint.save(manager, 1, {"name": "gru", "a": jnp.ones(2)})
-        assert manager.latest_step() is None
+        with pytest.raises(ValueError, match=rf"^tree\['b'\] {reason}"):
+            checkpoint.save(manager, 1, {"a": jnp.ones(2), "b": make()})
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("tree", [{}, None, 1.0])
+def test_a_tree_is_a_tree(tree, tmp_path):
+    with checkpoint.open(tmp_path) as manager:
+        with pytest.raises(ValueError, match="tree must be a dict or tuple that holds arrays"):
+            checkpoint.save(manager, 1, tree)
+
+
+def test_steps_are_numbers_and_go_forward(tmp_path):
+    write(tmp_path, [10, 20, 30])
+    with checkpoint.open(tmp_path) as manager:
+        for step in (tree_of(), "3", 3.5, -1, True):
+            with pytest.raises(ValueError, match="step must be an integer, 0 or more; got"):
+                checkpoint.save(manager, step, tree_of())
+        begin, tree = checkpoint.restore(manager, tree_of(), step=10)
+        with pytest.raises(ValueError, match="(?s)step 11 lies before step 30, the last.*delete"):
+            checkpoint.save(manager, 11, tree)
+        with pytest.raises(ValueError, match=r"step 11 is not in .*; there are \[10, 20, 30\]"):
+            checkpoint.restore(manager, tree_of(), step=11)
+        for later in (20, 30):
+            manager.delete(later)
+        assert checkpoint.save(manager, 11, tree_of(11))
+        assert_same(checkpoint.restore(manager, tree_of())[1], tree_of(11))
+
+
+def test_a_directory_is_one(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="must be a local one; got 'gs://bucket/run'"):
+        checkpoint.open("gs://bucket/run")
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="must not be a file; got .*file"):
+        checkpoint.open(tmp_path / "file")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with checkpoint.open("~/run") as manager:
+        assert Path(manager.directory) == tmp_path / "run"
+
+
+@pytest.mark.parametrize("error", [OSError(5, "Input/output error"), MemoryError()])
+def test_a_failing_machine_is_no_damage(error, tmp_path, monkeypatch):
+    write(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+
+    def fails(*args, **kwargs):
+        raise error
+
+    with checkpoint.open(tmp_path) as manager:
+        monkeypatch.setattr(manager, "restore", fails)
+        with pytest.raises(type(error)):
+            checkpoint.restore(manager, tree_of())
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_who_may_only_read_renames_nothing(tmp_path):
+    write(tmp_path)
+    flip(large_file(tmp_path / "2"))
+    before = sorted(tmp_path.rglob("*"))
+    options = ocp.CheckpointManagerOptions(read_only=True)
+    with checkpoint.open(tmp_path, options) as manager:
+        with pytest.warns(UserWarning, match="step 2 .*Step 1 is used instead"):
+            assert checkpoint.restore(manager, tree_of())[0] == 1
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 # A run

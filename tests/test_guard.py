@@ -306,5 +306,7 @@ def test_what_it_refuses():
     with pytest.raises(ValueError, match="'b'.* is a guard; guard the mix as a whole"):
         localgrad.mix({"a": rule, "b": localgrad.guard(rule)}, {"cells_0": "a", "readout": "b"})
     for wrong in (0, np.inf, "1", True):
-        with pytest.raises(ValueError, match=f"max_norm must be .*positive.*; got {wrong!r}. Or None"):
+        with pytest.raises(
+            ValueError, match=f"max_norm must be .*positive.*; got {wrong!r}. Or None"
+        ):
             localgrad.guard(rule, max_norm=wrong)

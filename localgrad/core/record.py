@@ -43,15 +43,52 @@ def require_same(directory: Any, step: int, record: dict[str, str], target: Any)
         )
 
 
-def leaves_by_path(tree: Any) -> dict[str, Any]:
-    """The leaves by their paths; raises for those that cannot be saved."""
-    found = {jax.tree_util.keystr(p): a for p, a in jax.tree_util.tree_leaves_with_path(tree)}
+def require_divisible(target: Any) -> None:
+    """Raises for leaves that cannot be divided as their shardings say."""
+    for path, leaf in leaves_by_path(target).items():
+        place = _where(leaf)
+        if place is not None:
+            try:
+                place.shard_shape(leaf.shape)
+            except ValueError as error:
+                raise ValueError(
+                    f"target{path} cannot be divided as its sharding says: {error}"
+                ) from error
+
+
+def require_savable(tree: Any) -> None:
+    """Raises for what Orbax would refuse without saying which leaf it is, or save as another."""
+    found = leaves_by_path(tree)
+    if not found or list(found) == [""]:
+        raise ValueError(f"tree must be a dict or tuple that holds arrays; got {tree!r}.")
     for path, leaf in found.items():
-        if not isinstance(leaf, int | float) and not hasattr(leaf, "dtype"):
+        reason = _unsavable(leaf)
+        if reason is not None:
             raise ValueError(
-                f"tree{path} is {leaf!r}; only arrays, typed keys and Python's numbers are saved."
+                f"tree{path} {reason}; only arrays, typed keys and Python's numbers are saved."
             )
-    return found
+
+
+def _unsavable(leaf: Any) -> str | None:
+    """Why a leaf cannot be saved; None if it can."""
+    if isinstance(leaf, jax.Array) and leaf.is_deleted():
+        return "was donated to a jitted function and is deleted: save what that function gave"
+    if not isinstance(leaf, int | float | np.ndarray | np.generic | jax.Array):
+        return f"is {leaf!r}"
+    if isinstance(leaf, int | float):
+        fits = isinstance(leaf, float) or -(2**63) <= leaf < 2**63
+        return None if fits else f"is {leaf}, beyond 64 bits"
+    if leaf.size == 0:
+        return f"is empty, of shape {leaf.shape}"
+    if leaf.dtype == bool or jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return None
+    whole = jnp.issubdtype(leaf.dtype, jnp.number) and jax.dtypes.itemsize_bits(leaf.dtype) >= 8
+    return None if whole else f"has dtype {leaf.dtype}"
+
+
+def leaves_by_path(tree: Any) -> dict[str, Any]:
+    """The leaves by their paths."""
+    return {jax.tree_util.keystr(p): a for p, a in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 def _kind(leaf: Any) -> str:

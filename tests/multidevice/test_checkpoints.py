@@ -2,6 +2,7 @@
 
 import chex
 import jax
+import jax.numpy as jnp
 import optax
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec, SingleDeviceSharding
@@ -82,3 +83,15 @@ def test_what_is_bound_to_no_device_is_restored_so(problem, tmp_path):
     chex.assert_trees_all_equal(
         *jax.device_get([update(t["params"], t["opt"]) for t in (found, tree)])
     )
+
+
+def test_a_target_that_cannot_be_divided_is_no_damage(problem, tmp_path):
+    mesh = jax.sharding.Mesh(jax.devices(), ("data",))
+    split = NamedSharding(mesh, PartitionSpec("data"))
+    tree = {"weights": jnp.ones(12)}
+    with checkpoint.open(tmp_path) as manager:
+        assert checkpoint.save(manager, 1, tree)
+        target = {"weights": jax.ShapeDtypeStruct((12,), tree["weights"].dtype, sharding=split)}
+        with pytest.raises(ValueError, match=r"target\['weights'\] cannot be divided .*12.*8"):
+            checkpoint.restore(manager, target)
+        assert manager.all_steps() == [1]
