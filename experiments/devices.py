@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -30,6 +31,9 @@ def make_mesh(*, data: int = 1, samples: int = 1, layers: int = 1) -> Mesh:
         The mesh, whose axes XLA is free to use (`AxisType.Auto`).
     """
     sizes = {"samples": samples, "layers": layers, "data": data}
+    for name, size in sizes.items():
+        if type(size) is not int:
+            raise ValueError(f"{name} must be an integer; got {size!r}.")
     wanted, found = samples * layers * data, jax.devices()
     if not 1 <= wanted <= len(found):
         raise ValueError(
@@ -52,6 +56,8 @@ def axis_of(make: Callable[[int], Any], one: int, other: int) -> Any:
     Returns:
         A tree like `make(one)`: of each leaf the axis, or -1 where it has none.
     """
+    if one == other:
+        raise ValueError(f"one and other must differ, for sizes to tell of them; got {one} twice.")
 
     def axis(a: Any, b: Any) -> int:
         found = [i for i, (m, n) in enumerate(zip(a.shape, b.shape, strict=True)) if m != n]
@@ -70,7 +76,8 @@ def spread(mesh: Mesh, tree: Any, **axes: Any) -> Any:
 
     Args:
         mesh: as of `make_mesh`.
-        tree: arrays, or `ShapeDtypeStruct`s to compile for.
+        tree: arrays, typed keys, or `ShapeDtypeStruct`s to compile for; with several processes the
+            same values in each. Python's numbers stay as they are.
         **axes: by the mesh axis' name, the axis of each leaf that it divides: a tree as of
             `axis_of`, or one number for all leaves.
 
@@ -82,18 +89,33 @@ def spread(mesh: Mesh, tree: Any, **axes: Any) -> Any:
         name: [given] * len(leaves) if isinstance(given, int) else treedef.flatten_up_to(given)
         for name, given in axes.items()
     }
-    found = []
-    for k, leaf in enumerate(leaves):
-        spec: list[str | None] = [None] * leaf.ndim
-        for name, given in each.items():
-            if given[k] >= 0:
-                spec[given[k]] = name
-        place = NamedSharding(mesh, PartitionSpec(*spec))
-        if isinstance(leaf, jax.ShapeDtypeStruct):
-            found.append(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place))
-        else:
-            found.append(jax.device_put(leaf, place))
-    return jax.tree.unflatten(treedef, found)
+    placed = [
+        _placed(mesh, leaf, {name: given[k] for name, given in each.items()})
+        for k, leaf in enumerate(leaves)
+    ]
+    return jax.tree.unflatten(treedef, placed)
+
+
+def _placed(mesh: Mesh, leaf: Any, axes: dict[str, int]) -> Any:
+    """A leaf on a mesh, whose axes divide those of its own that they are given."""
+    if not hasattr(leaf, "ndim"):
+        return leaf
+    spec: list[str | None] = [None] * leaf.ndim
+    for name, axis in axes.items():
+        if axis >= 0 and (axis >= leaf.ndim or spec[axis] is not None):
+            raise ValueError(
+                f"{name} cannot divide axis {axis} of a leaf of shape {leaf.shape}, of which "
+                f"{dict(axes)} are asked: an axis must be there, and is divided by one alone."
+            )
+        if axis >= 0:
+            spec[axis] = name
+    place = NamedSharding(mesh, PartitionSpec(*spec))
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):  # which JAX spreads over one process only
+        data = jax.device_put(jax.random.key_data(leaf), place)
+        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
+    return jax.device_put(leaf, place)
 
 
 class Collective(NamedTuple):

@@ -21,7 +21,10 @@ from experiments.devices import axis_of, collectives, make_mesh, spread
 B, T, CALLS, LIMIT = 8, 6, 2, 300
 
 
-def learned(mesh=None):
+RULES = (localgrad.eprop, localgrad.node_perturbation)  # the second draws
+
+
+def learned(make_rule, mesh=None):
     """Parameters and losses after a few calls, with a mesh or without; and its collectives."""
     model = localgrad.Network((localgrad.RateCell(4, alpha=0.3),), readout=nn.Dense(4))
     x = jax.random.normal(jax.random.key(0), (B, T + 1, 4))
@@ -30,7 +33,8 @@ def learned(mesh=None):
     params = model.init(jax.random.key(1), carry, x[:, 0])["params"]
 
     def make(streams):
-        rule = localgrad.eprop(model, optax.l2_loss, batch_size=streams)
+        noise = {} if make_rule is localgrad.eprop else {"scale": 0.1, "key": jax.random.key(7)}
+        rule = make_rule(model, optax.l2_loss, batch_size=streams, **noise)
         return optax.chain(rule, optax.adam(1e-2))
 
     tx, told = make(B), []
@@ -52,8 +56,9 @@ def main(address: str, number: str) -> None:
     """One of the two processes; prints what it found as a line of JSON."""
     jax.distributed.initialize(address, num_processes=2, process_id=int(number))
     assert jax.device_count() == 8 and jax.local_device_count() == 4
-    params, losses, told = learned(make_mesh(data=8))
-    print(json.dumps([params, losses, [c.operation for c in told]]), flush=True)
+    for make_rule in RULES:
+        params, losses, told = learned(make_rule, make_mesh(data=8))
+        print(json.dumps([params, losses, [c.operation for c in told]]), flush=True)
 
 
 @pytest.mark.slow
@@ -75,13 +80,15 @@ def test_two_processes_give_the_numbers_of_one_device():
         for number in range(2)
     ]
     try:
-        params, losses, _ = learned()
+        expected = [learned(make_rule)[:2] for make_rule in RULES]
         for process in started:
             out, err = process.communicate(timeout=LIMIT)
             assert process.returncode == 0, err
-            *found, told = json.loads(out.splitlines()[-1])
-            chex.assert_trees_all_close(found, [params, losses], rtol=1e-4, atol=1e-6)
-            assert told == ["all-reduce"]
+            lines = out.splitlines()[-len(RULES) :]
+            for line, (params, losses) in zip(lines, expected, strict=True):
+                *found, told = json.loads(line)
+                chex.assert_trees_all_close(found, [params, losses], rtol=1e-4, atol=1e-6)
+                assert told == ["all-reduce"]
     finally:
         for process in started:
             process.kill()
