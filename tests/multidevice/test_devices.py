@@ -1,6 +1,7 @@
 """The same numbers on eight devices as on one. Runs in a process of its own: see `make test`."""
 
 import functools
+import math
 
 import chex
 import flax.linen as nn
@@ -14,6 +15,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 import localgrad
 from catalogue import RULES
 from experiments.devices import axis_of, collectives, make_mesh, spread
+from localgrad.guard import GuardState
 from tests.conformance.table import by_machinery
 
 B, T, IN, OUT = 8, 6, 4, 4
@@ -22,6 +24,7 @@ BESIDE = {
     "weight_perturbation": [("all-reduce", "pred")],  # whether any stream draws anew now
     "forward_gradient": [("all-reduce", "pred")],
     "pes": [("all-reduce", "pred"), ("all-reduce", "f32")],  # likewise; the loss, at the end
+    "guard": [("all-reduce", "f32")],  # of weights, as a mean over any masked batch needs
     "kf_rtrl": [("collective-permute", "f32")],  # of signs, drawn 32 at a time for all streams
 }
 """What rules tell each other beside the updates, each a few numbers."""
@@ -29,6 +32,8 @@ BESIDE = {
 
 def told_apart(state):
     """A state without its key; of `ok` the influence, since its factors may both change sign."""
+    if isinstance(state, GuardState):
+        return told_apart(state.member.state), state._replace(member=None)
     state = state._replace(key=None) if hasattr(state, "key") else state
     if not isinstance(getattr(state, "left", None), dict) or state.left["cells_0"].ndim < 4:
         return state
@@ -65,6 +70,10 @@ def _check_a_spread_batch(name, problem):
     make = functools.partial(
         RULES[name].make, model, optax.l2_loss, reduction="mean", example=jnp.zeros(IN), **large
     )
+    _check_a_spread_call(name, make, params, batch)
+
+
+def _check_a_spread_call(name, make, params, batch):
     rule, streams = make(batch_size=B), axis_of(lambda n: make(batch_size=n).init(params), B, 2 * B)
     state = rule.init(params)
     updates, after = rule(params, state, batch)
@@ -75,9 +84,12 @@ def _check_a_spread_batch(name, problem):
     chex.assert_trees_all_close(*jax.device_get((found, updates)), atol=1e-6)
     for path, leaf in jax.tree.leaves_with_path(found):
         assert leaf.sharding.is_fully_replicated and len(leaf.sharding.device_set) == 8, path
-    for axis, leaf in zip(jax.tree.leaves(streams), jax.tree.leaves(new), strict=True):
-        if axis >= 0:
-            assert leaf.sharding.shard_shape(leaf.shape)[axis] == 1, "a stream lies on one device"
+    more = jax.eval_shape(lambda: make(batch_size=2 * B).init(params))
+    for (path, leaf), twice in zip(
+        jax.tree.leaves_with_path(new), jax.tree.leaves(more), strict=True
+    ):
+        share = math.prod(leaf.sharding.shard_shape(leaf.shape))
+        assert share * (8 if twice.size > leaf.size else 1) == leaf.size, path
     told = collectives(program)
     reduced, *others = sorted(told, key=lambda c: -c.bytes)
     assert reduced.operation == "all-reduce"
@@ -86,6 +98,21 @@ def _check_a_spread_batch(name, problem):
     assert all(c.bytes <= 64 for c in others)
     new, after = map(told_apart, jax.device_get((new, after)))
     chex.assert_trees_all_close(new, after, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["eprop", "uoro"])
+def test_a_guard_tells_one_number_more(name, problem):
+    """The weight of all streams, as with any mask; who is ill, nobody is told."""
+    model, params, batch = problem
+
+    def make(batch_size):
+        told = {"key": jax.random.key(3)} if RULES[name].random else {}
+        return localgrad.guard(
+            RULES[name].factory(model, optax.l2_loss, batch_size=batch_size, **told), max_norm=1.0
+        )
+
+    batch = batch._replace(inputs=batch.inputs.at[3, 2].set(jnp.nan))
+    _check_a_spread_call("guard", make, params, batch)
 
 
 @pytest.mark.parametrize("name", ["eprop", "node_perturbation"])

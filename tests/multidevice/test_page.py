@@ -6,7 +6,11 @@ from pathlib import Path
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
+import optax
 import pytest
+
+import localgrad
 
 PAGE = Path(__file__).parents[2] / "docs" / "devices.md"
 
@@ -44,6 +48,41 @@ def test_the_others_are_not_in_the_trap(page):
     close(page["from_chunks"], expected)
     close(page["from_shards"], expected)
     close(jax.tree.map(lambda a: a[3], page["from_replicas"]), expected)
+
+
+def updates_of(page, states):
+    """What each chunk's noise makes of one and the same piece."""
+    piece = jax.tree.map(lambda a: a[0], page["pieces"])
+    found, _ = jax.vmap(page["drawing"], (None, 0, None))(page["params"], states, piece)
+    return found["cells_0"]["hn"]["kernel"]
+
+
+def test_each_chunk_draws_for_itself(page):
+    found = updates_of(page, page["own"])
+    assert len(np.unique(found[:, 0, 0])) == 8
+    alike = jax.vmap(lambda _: page["drawing"].init(page["params"]))(jnp.arange(8))
+    found = updates_of(page, alike)
+    close(found, jnp.broadcast_to(found[:1], found.shape))
+
+
+def test_each_device_of_shard_map_draws_for_itself(page):
+    model, params, none, split = page["model"], page["params"], page["P"](), page["P"]("data")
+    same = jnp.repeat(page["batch"].inputs[:1], 8, 0), jnp.repeat(page["batch"].targets[:1], 8, 0)
+
+    def share(params, inputs, targets):
+        key = jax.random.fold_in(jax.random.key(3), jax.lax.axis_index("data"))
+        rule = localgrad.node_perturbation(model, optax.l2_loss, key=key)
+        updates, _ = rule(params, rule.init(params), localgrad.Batch(inputs, targets))
+        return updates["cells_0"]["hn"]["kernel"][None]
+
+    mapped = jax.shard_map(
+        share,
+        mesh=page["mesh"],
+        in_specs=(none, split, split),
+        out_specs=split,
+        check_vma=False,
+    )
+    assert len(np.unique(jax.jit(mapped)(params, *same)[:, 0, 0])) == 8
 
 
 def test_the_trap_is_there(page):
