@@ -41,7 +41,10 @@ class Pieces(NamedTuple):
         """
         path = self.workdir / PIECES / f"{name}.pickle"
         if path.exists():
-            return pickle.loads(path.read_bytes())
+            try:
+                return pickle.loads(path.read_bytes())
+            except Exception as error:  # cut off, say, as the machine went down
+                print(f"{path} cannot be read ({error}), and is made anew.", flush=True)
         found = jax.device_get(make())
         path.parent.mkdir(exist_ok=True)
         draft = path.with_suffix(".part")  # a file is whole, or not there

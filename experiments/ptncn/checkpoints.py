@@ -1,16 +1,21 @@
-"""Saved runs: what was learned so far and how far it is, to go on from."""
+"""Saved runs: what was learned so far and how far it is, to go on from.
+
+Arrays are `localgrad.checkpoint`'s; beside each step lies what is known of it, as JSON.
+"""
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import orbax.checkpoint as ocp
+
+from localgrad import checkpoint
+
+OPTIONS = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False)
+"""Two steps, so that there is one if the other is damaged."""
 
 
 class Run(NamedTuple):
@@ -39,7 +44,7 @@ class Progress(NamedTuple):
 
 
 def save(folder: Path, run: Run, done: Progress, settings: dict[str, Any]) -> None:
-    """Writes a run and how far it is; whatever happens, the latter speaks of a run that is there.
+    """Writes a run and, before it, how far it is: what is said of each run that is there, is there.
 
     Args:
         folder: of this run alone.
@@ -48,22 +53,20 @@ def save(folder: Path, run: Run, done: Progress, settings: dict[str, Any]) -> No
         settings: what it was made with.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    own = _folder(folder, done.epochs)
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(own.absolute(), _plain(run), force=True)
-    said = json.dumps({"settings": settings, "progress": done._asdict()})
-    written = folder / "progress.json.new"
-    written.write_text(said)
-    os.replace(written, folder / "progress.json")
-    for old in folder.glob("epoch_*"):
-        if old != own:
-            shutil.rmtree(old)
+    draft = folder / "progress.part"
+    draft.write_text(json.dumps({"settings": settings, "progress": done._asdict()}))
+    os.replace(draft, _progress(folder, done.epochs))
+    with checkpoint.open(folder / "run", OPTIONS) as manager:
+        checkpoint.save(manager, done.epochs, run)
+        kept = {_progress(folder, step) for step in manager.all_steps()}
+    for old in set(folder.glob("progress_*.json")) - kept:
+        old.unlink()
 
 
 def restore(
     folder: Path | None, like: Run, settings: dict[str, Any], epochs: int
 ) -> tuple[Run, Progress] | None:
-    """What `save` wrote, or None if it wrote nothing.
+    """The last run that is whole of what `save` wrote, or None if it wrote nothing.
 
     Args:
         folder: of the run, or None for nothing.
@@ -74,38 +77,31 @@ def restore(
     Returns:
         The run, and how far it is.
     """
-    if folder is None or not (folder / "progress.json").exists():
+    if folder is None or not (folder / "run").exists():
         return None
-    said = json.loads((folder / "progress.json").read_text())
-    if said["settings"] != settings:
-        raise ValueError(
-            f"{folder} holds a run made with {said['settings']}, and this one has {settings}. "
-            "Remove that folder, or give other --workdir."
-        )
-    tried = {float(rate): value for rate, value in said["progress"]["tried"].items()}
-    done = Progress(**said["progress"] | {"tried": tried})
-    if done.epochs > epochs:
-        raise ValueError(
-            f"{folder} holds a run of {done.epochs} epochs, and this one has {epochs}. Remove that "
-            "folder, or give other --workdir."
-        )
-    with ocp.StandardCheckpointer() as checkpointer:
-        leaves = checkpointer.restore(_folder(folder, done.epochs).absolute(), _plain(like))
-    made = [
-        jax.random.wrap_key_data(a) if _keyed(old) else a
-        for a, old in zip(leaves, jax.tree.leaves(like), strict=True)
-    ]
-    return jax.tree.unflatten(jax.tree.structure(like), made), done
+    with checkpoint.open(folder / "run", OPTIONS) as manager:
+        last = manager.latest_step()
+        if last is None:
+            return None
+        made = json.loads(_progress(folder, last).read_text())["settings"]
+        if made != settings:
+            raise ValueError(
+                f"{folder} holds a run made with {made}, and this one has {settings}. Remove that "
+                "folder, or give other --workdir."
+            )
+        if last > epochs:
+            raise ValueError(
+                f"{folder} holds a run of {last} epochs, and this one has {epochs}. Remove that "
+                "folder, or give other --workdir."
+            )
+        found = checkpoint.restore(manager, like)
+    if found is None:
+        return None
+    step, run = found
+    done = json.loads(_progress(folder, step).read_text())["progress"]
+    tried = {float(rate): value for rate, value in done["tried"].items()}
+    return run, Progress(**done | {"tried": tried})
 
 
-def _folder(folder: Path, epochs: int) -> Path:
-    return folder / f"epoch_{epochs}"
-
-
-def _plain(run: Run) -> list[jax.Array]:
-    """Leaves as arrays that any checkpointer takes."""
-    return [jax.random.key_data(a) if _keyed(a) else a for a in jax.tree.leaves(run)]
-
-
-def _keyed(a: Any) -> bool:
-    return jnp.issubdtype(a.dtype, jax.dtypes.prng_key)
+def _progress(folder: Path, epochs: int) -> Path:
+    return folder / f"progress_{epochs}.json"

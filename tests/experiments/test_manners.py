@@ -108,7 +108,7 @@ class Found(NamedTuple):
     rates: dict
 
 
-def test_pieces_are_made_once_until_all_is_finished(tmp_path):
+def test_pieces_are_made_once_until_all_is_finished(tmp_path, capsys):
     config, made = Options(tmp_path), []
 
     def make(number):
@@ -123,6 +123,10 @@ def test_pieces_are_made_once_until_all_is_finished(tmp_path):
     assert isinstance(found[0].curve, np.ndarray) and found[0].rates == {0.1: None, 0.3: [1]}
     (tmp_path / "pieces" / "row_3.part").write_bytes(b"killed while it was written")
     assert pieces.made("row_3", lambda: 3) == 3
+    whole = tmp_path / "pieces" / "row_3.pickle"
+    whole.write_bytes(whole.read_bytes()[:-2])
+    assert pieces.made("row_3", lambda: 4) == pieces.made("row_3", lambda: 5) == 4
+    assert f"{whole} cannot be read (" in capsys.readouterr().out
     write_results(tmp_path, circumstances(config))
     assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
     claim_folder(tmp_path, config).made("row_1", lambda: make(1))

@@ -118,7 +118,7 @@ def test_a_run_that_dies_while_it_is_saved_goes_on_from_the_epoch_before(
     whole = learned(learner, 2, 2, lambda: None)
     learned(learner, 1, 2, lambda: None, tmp_path)
     if broken == "save":
-        monkeypatch.setattr(checkpoints.ocp.StandardCheckpointer, "save", death)
+        monkeypatch.setattr(checkpoints.checkpoint, "save", death)
     else:
         monkeypatch.setattr(checkpoints.os, "replace", death)
     with pytest.raises(KeyboardInterrupt):
@@ -126,6 +126,42 @@ def test_a_run_that_dies_while_it_is_saved_goes_on_from_the_epoch_before(
     monkeypatch.undo()
     resumed = learned(learner, 2, 2, lambda: None, tmp_path)
     np.testing.assert_array_equal(resumed.valid, whole.valid)
+
+
+def test_a_run_whose_last_epoch_is_damaged_goes_on_from_the_one_before(tmp_path):
+    def run(epoch):
+        return checkpoints.Run(
+            {"w": jnp.full(3, float(epoch))}, jax.random.split(jax.random.key(epoch), 2)
+        )
+
+    def progress(epoch):
+        return checkpoints.Progress(0.1, {0.1: 2.0}, [[epoch]], epochs=epoch)
+
+    settings = {"seeds": 2}
+    assert checkpoints.restore(tmp_path, run(0), settings, 4) is None
+    for epoch in (1, 2, 3):
+        checkpoints.save(tmp_path, run(epoch), progress(epoch), settings)
+    found, done = checkpoints.restore(tmp_path, run(0), settings, 4)
+    np.testing.assert_array_equal(found.params["w"], 3.0)
+    assert done == progress(3) and jnp.all(found.opt_state == run(3).opt_state)
+    assert sorted(path.name for path in tmp_path.glob("progress*")) == [
+        "progress_2.json",
+        "progress_3.json",
+    ]
+    with pytest.raises(ValueError, match="holds a run of 3 epochs, and this one has 2"):
+        checkpoints.restore(tmp_path, run(0), settings, 2)
+    with pytest.raises(ValueError, match="made with {'seeds': 2}, and this one has {'seeds': 3}"):
+        checkpoints.restore(tmp_path, run(0), {"seeds": 3}, 4)
+    for path in (tmp_path / "run" / "3").rglob("manifest.ocdbt"):
+        path.write_bytes(b"")
+    with pytest.warns(UserWarning, match="step 3 .*Step 2 is used instead"):
+        found, done = checkpoints.restore(tmp_path, run(0), settings, 4)
+    np.testing.assert_array_equal(found.params["w"], 2.0)
+    assert done == progress(2)
+    checkpoints.save(tmp_path, run(4), progress(3), settings)
+    np.testing.assert_array_equal(
+        checkpoints.restore(tmp_path, run(0), settings, 4)[0].params["w"], 4.0
+    )
 
 
 @pytest.mark.slow
