@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+import chex
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -131,6 +132,43 @@ def test_pieces_are_made_once_until_all_is_finished(tmp_path, capsys):
     assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
     claim_folder(tmp_path, config).made("row_1", lambda: make(1))
     assert made == [1, 2, 1]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+def test_an_experiment_that_is_killed_is_ended_by_the_same_command(tmp_path):
+    """`kill -9` after each of the first two rows; then the numbers of a run that nobody killed."""
+    short = "--tasks delayed_recall --cells gru --rules bptt eprop snap tbptt --steps 4"
+    short += " --checkpoints 2 --features 5 --seeds 2 --repeats 1 --workdir"
+    command = [sys.executable, "-m", "experiments", "compare", *short.split()]
+
+    def start(folder):
+        return subprocess.Popen(
+            [*command, folder],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            cwd=ROOT,
+        )
+
+    def histories(folder):
+        (panel,) = json.loads((folder / "results.json").read_text())["panels"]
+        return {row["name"]: row["history"] for row in panel["rules"]}
+
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    for rows in (1, 2):
+        run = start(killed)
+        while len(list(killed.glob("pieces/*.pickle"))) < rows:
+            assert run.poll() is None, run.communicate()[0]
+            time.sleep(0.01)
+        run.kill()
+        run.communicate()
+        assert run.returncode == -signal.SIGKILL and not (killed / "results.json").exists()
+    for folder, told in ((killed, "goes on"), (whole, "Comparing 4 learning rules")):
+        run = start(folder)
+        out, _ = run.communicate(timeout=600)
+        assert run.returncode == 0 and told in out, out
+    chex.assert_trees_all_equal(histories(killed), histories(whole))
 
 
 def test_a_run_does_not_go_on_with_other_versions(tmp_path, monkeypatch):
