@@ -1,7 +1,7 @@
 """Streams of any shape: however they are cut, masked and reset, in either precision.
 
-Each example compiles programs of its own, so the quick test draws a few, of the rules that show a
-machinery each; the slow one many, of all.
+Each example compiles programs of its own, so the quick test has a few, with everything on, of the
+rules that show a machinery each; the slow one many, of all.
 """
 
 import dataclasses
@@ -149,8 +149,20 @@ def check(stream: Stream) -> None:
             jax.tree.map(near, whole, by_gradient(model, params, batch))
 
 
-@hypothesis.settings(max_examples=2)
+GIVEN = {"mask": True, "reset": True}
+
+
+@hypothesis.settings(max_examples=2)  # of which the first is the smallest there is
 @hypothesis.given(streams([name for name in MACHINERY if name in CUTTABLE]))
+@hypothesis.example(
+    Stream("rtrl", "rate", (2, 6, 3, 2, 2), cut=3, window=2, double=True, seed=1, **GIVEN)
+)
+@hypothesis.example(
+    Stream("tbptt", "leaky", (3, 4, 2, 3, 1), cut=2, window=None, double=False, seed=2, **GIVEN)
+)
+@hypothesis.example(
+    Stream("eprop_random", "leaky", (2, 6, 3, 1, 3), cut=3, window=2, double=True, seed=3, **GIVEN)
+)
 def test_a_stream_may_be_cut_anywhere(stream):
     check(stream)
 
