@@ -71,6 +71,40 @@ def test_ctrl_c_ends_compiled_code_that_never_would_and_keeps_what_was_done(tmp_
     assert json.loads((tmp_path / "unfinished.json").read_text()) == {"found": 1}
 
 
+WHILE_IMPORTING = """
+import gc, os, runpy, signal, sys
+
+def interrupt(*_):
+    if "jax" in sys.modules and not asked:
+        asked.append(True)
+        os.kill(os.getpid(), signal.SIGINT)
+        for _ in range(1000):  # until it is heard
+            pass
+
+asked = []
+{}
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever the tests run under
+sys.argv = ["experiments", "compare", "--seeds", "0", "--workdir", sys.argv[1]]
+runpy.run_module("experiments", run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+@pytest.mark.parametrize("where", ["gc.callbacks.append(interrupt)", "sys.addaudithook(interrupt)"])
+def test_ctrl_c_is_heard_while_modules_are_imported(where, tmp_path):
+    """In a callback of the garbage collector too, where an exception is lost."""
+    child = subprocess.run(
+        [sys.executable, "-c", WHILE_IMPORTING.format(where), str(tmp_path / "new")],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    said = (child.returncode, child.stdout, child.stderr)
+    assert said == (130, "", "\ninterrupted. Nothing was begun.\n")
+    assert not (tmp_path / "new").exists()
+
+
 @dataclasses.dataclass(frozen=True)
 class Options:
     workdir: Path
