@@ -17,9 +17,8 @@ import numpy as np
 import pytest
 
 import localgrad
-from experiments import compare, progress
+from experiments import compare, deep, progress
 from experiments.__main__ import main
-from experiments.deep import report as deep
 from experiments.folder import claim_folder, write_results
 from experiments.online import report as online
 from experiments.report import circumstances, footnote
@@ -177,6 +176,15 @@ def test_the_command_looks_at_its_folder_before_it_trains(tmp_path, capsys, monk
     assert "error: " in (err := capsys.readouterr().err) and "is of another run" in err
 
 
+@pytest.mark.parametrize("name", ["compare", "deep", "linear_dynamics", "online", "perturbation"])
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_a_seed_that_randomness_cannot_start_at_claims_no_folder(name, seed, tmp_path, capsys):
+    workdir = tmp_path / "new"
+    assert main([name, "--seed", str(seed), "--workdir", str(workdir)]) == 2
+    assert f"error: seed must lie in [0, 2**32); got {seed}." in capsys.readouterr().err
+    assert not workdir.exists()
+
+
 def test_a_log_gets_a_line_a_minute(monkeypatch):
     """Of a clock that a thousand rows move by a second each."""
     log, now = io.StringIO(), [0.0]
@@ -205,6 +213,13 @@ def test_footnotes_are_of_rows_that_are_there():
     assert not re.search("RTRL|readout|RFLO", alone)
     whole = compare.footnote(compare.Config())
     assert all(text in whole for _, text in compare.NOTES)
+    every = compare.footnote(compare.Config(seeds=3, rtrl_seeds=3, windows=1))
+    assert "RTRL" not in every
+
+
+def test_a_heading_names_what_is_shown():
+    assert "rate" in deep.header(deep.Config())
+    assert deep.header(deep.Config(parts=("memory",))) == "e-prop in depth: memory."
 
 
 @pytest.mark.parametrize(
@@ -212,8 +227,8 @@ def test_footnotes_are_of_rows_that_are_there():
     [
         (online.NOTES, [online.PAUSE], "pause ", "cosine"),
         (online.NOTES, [online.COSINE], "fresh networks", "pause "),
-        (deep.NOTES, ["bptt", "rtrl"], "RTRL is BPTT", "no temporal"),
-        (deep.NOTES, ["no_temporal", "eprop"], "equal rows", "RTRL"),
+        (deep.report.NOTES, ["bptt", "rtrl"], "RTRL is BPTT", "no temporal"),
+        (deep.report.NOTES, ["no_temporal", "eprop"], "equal rows", "RTRL"),
     ],
 )
 def test_footnotes_are_of_columns_and_rules_that_are_there(notes, shown, there, not_there):
