@@ -8,10 +8,34 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, NoReturn
+
+
+def stop(kept: str) -> NoReturn:
+    """Ends this process and its children at once, whatever their threads are at."""
+    for child in multiprocessing.active_children():
+        child.kill()
+    os.write(2, f"\ninterrupted. {kept}\n".encode())  # a print may be under way
+    sys.stdout.flush()
+    os._exit(130)
+
+
+def answer_ctrl_c(kept: str) -> None:
+    """Lets Ctrl-C stop this process, where it does not ignore it.
+
+    By a handler that raises nothing: an exception would be lost within a callback, such as JAX's of
+    the garbage collector, and the run would go on.
+    """
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, lambda *_: stop(kept))
+
+
+if __name__ == "__main__":
+    answer_ctrl_c("Nothing was begun.")  # the imports take seconds
 
 try:
     import tyro
@@ -42,6 +66,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         args=argv,
     )
     runs = {module.Config: module.run for module in EXPERIMENTS.values()}
+    kept = f"What was finished is kept in {config.workdir}/"
+    if __name__ == "__main__":
+        answer_ctrl_c(kept)
     try:
         # In a thread, since the main one hears Ctrl-C only where no compiled code keeps it.
         ThreadPoolExecutor(1).submit(runs[type(config)], config).result()
@@ -49,20 +76,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        stop(config)
+        stop(kept)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
-
-
-def stop(config: Any) -> None:
-    """Ends this process and its children at once, whatever their threads are at."""
-    for child in multiprocessing.active_children():
-        child.kill()
-    print(f"\ninterrupted. What was finished is kept in {config.workdir}/", file=sys.stderr)
-    sys.stdout.flush()
-    os._exit(130)
 
 
 if __name__ == "__main__":

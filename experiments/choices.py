@@ -114,6 +114,12 @@ def require_counts(config: Any, *fields: str) -> None:
             raise ValueError(f"{field} must be at least 1; got {getattr(config, field)}.")
 
 
+def require_seed(seed: int) -> None:
+    """Raises for a seed that NumPy does not take, or that JAX takes for another."""
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"seed must lie in [0, 2**32); got {seed}.")
+
+
 def lookup(kind: str, table: Mapping[Any, Value], name: str) -> Value:
     """`table[name]`, or a `ValueError` that lists the names there are.
 

@@ -25,6 +25,7 @@ from experiments.choices import (
     Settings,
     lookup,
     require_counts,
+    require_seed,
 )
 from experiments.folder import Pieces, claim_folder, write_results
 from experiments.measure import Cost, Update, compile_update, costs
@@ -55,12 +56,16 @@ cosine, norm ratio    the recurrent layer's update to BPTT's at the same paramet
                       and median along the rule's own training; read them with the loss: a rule
                       stuck at chance can show a high cosine there
 ms/update, temp MiB   one compiled update of one batch, without the optimizer"""
+FEWER, PIECES = "fewer seeds of RTRL", "more than one window"
 NOTES: tuple[Note, ...] = (
     (set(), COLUMNS),
     (
-        {"rtrl"},
-        "RTRL                  the first seed alone, since its numbers are BPTT's; in --windows "
-        "pieces, so\n                      that it has to carry its influence",
+        {"rtrl", FEWER},
+        "RTRL                  the first --rtrl-seeds seeds alone, since its numbers are BPTT's",
+    ),
+    (
+        {"rtrl", PIECES},
+        "RTRL                  in --windows pieces, so that it has to carry its influence",
     ),
     ({"readout_only"}, "readout only          the floor: a random recurrent layer never learns"),
     (
@@ -69,7 +74,7 @@ NOTES: tuple[Note, ...] = (
         "equal.",
     ),
 )
-"""What is said below the tables where all of these rules have a row."""
+"""What is said below the tables where all of these rules have a row, and the options are so."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -230,6 +235,7 @@ def check(config: Config) -> None:
             raise ValueError(f"{field} must be a positive number; got {value}.")
     if not 0 < config.alpha <= 1:
         raise ValueError(f"alpha must lie in (0, 1]; got {config.alpha}.")
+    require_seed(config.seed)
     _ = config.budget(config.cells[0]).segment  # Raises unless checkpoints divide the steps.
 
 
@@ -246,7 +252,8 @@ def header(config: Config) -> str:
 def footnote(config: Config) -> str:
     """What the columns mean, and the rows that are there."""
     rows = {*config.rules} - (set() if "rate" in config.cells else {"rflo"})
-    return report.footnote(NOTES, rows)
+    options = [FEWER] * (config.rtrl_seeds < config.seeds) + [PIECES] * (config.windows > 1)
+    return report.footnote(NOTES, rows.union(options))
 
 
 def submit_shared(config: Config, task_name: TaskName, cell: CellName, pool: Executor) -> Stage:

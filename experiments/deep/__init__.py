@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from experiments.choices import lookup, require_counts
+from experiments.choices import lookup, require_counts, require_seed
 from experiments.claims import Claim, claims_table, conclusion, require
 from experiments.deep import claims, figures, report
 from experiments.deep.memory import Size, sizes
@@ -148,6 +148,7 @@ def check(config: Config) -> None:
         raise ValueError(f"delays must ascend; got {config.delays}.")
     if min(config.depths) < 1:
         raise ValueError(f"depths must be at least 1; got {config.depths}.")
+    require_seed(config.seed)
     require_counts(
         config, "batch_size", "seeds", "checkpoints", "repeats", "workers", "study_seeds"
     )
@@ -161,10 +162,11 @@ def check(config: Config) -> None:
 
 def header(config: Config) -> str:
     """What is about to happen."""
-    return (
-        f"e-prop in depth: {', '.join(config.parts)}. Stacks: {', '.join(config.stacks)}, layers: "
-        f"{', '.join(map(str, config.depths))}."
-    )
+    parts = f"e-prop in depth: {', '.join(config.parts)}."
+    if "crowd" not in config.parts:
+        return parts
+    layers = ", ".join(map(str, config.depths))
+    return f"{parts} Stacks: {', '.join(config.stacks)}, layers: {layers}."
 
 
 def write(

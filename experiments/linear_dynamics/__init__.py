@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 
 import jax
 
-from experiments.choices import lookup
+from experiments.choices import lookup, require_seed
 from experiments.claims import ClaimFailed
 from experiments.folder import claim_folder, write_results
 from experiments.linear_dynamics import aligned, beyond, figures, journeys, points, ranks
@@ -132,6 +132,7 @@ def check(config: Config) -> None:
         raise ValueError(f"no phenomenon given; choose from: {', '.join(PHENOMENA)}.")
     for name in config.phenomena:
         lookup("phenomenon", PHENOMENA, name)
+    require_seed(config.seed)
     if config.updates < 20:
         raise ValueError(f"updates must be at least 20; got {config.updates}.")
     if importlib.util.find_spec("diffrax") is None:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, get_args
 import numpy as np
 import tyro
 
-from experiments.choices import lookup, require_counts
+from experiments.choices import lookup, require_counts, require_seed
 from experiments.claims import Claim, claims_table, conclusion, require
 from experiments.folder import claim_folder, write_results
 from experiments.online import claims, figures, lags, problems, report
@@ -19,7 +19,7 @@ from experiments.online.learner import Budget, compete
 from experiments.online.report import Panel
 from experiments.online.rows import CHUNK, ROWS
 from experiments.progress import progress
-from experiments.report import circumstances, footnote
+from experiments.report import circumstances
 
 ProblemName = Literal["copy", "xor", "coin", "mackey_glass", "text"]
 ALIKE = ("copy", "xor", "coin")  # of one shape
@@ -104,6 +104,7 @@ def run(config: Config) -> list[Claim]:
     found = [claim for panel in panels for claim in claims.of_panel(panel)]
     first = panels[0]
     prices: dict[str, lags.Price] = {}
+    near: dict[str, np.ndarray] = {}
     if first.problem.name == "copy":
         near = cosines_of(config, first)
         prices = lags.prices(
@@ -116,8 +117,7 @@ def run(config: Config) -> list[Claim]:
         content["cosines"] = report.cosines_as_json(near)
         content["prices"] = {name: price._asdict() for name, price in prices.items()}
         found += claims.of_lags(near) + claims.of_prices(prices)
-    columns = [report.PAUSE] * any(panel.problem.grows for panel in panels)
-    print("\n" + footnote(report.NOTES, columns + [report.COSINE] * bool(content.get("cosines"))))
+    print("\n" + report.notes_of(panels, prices, near))
     seconds = time.perf_counter() - begin
     content |= {"seconds": round(seconds, 1), "claims": [claim._asdict() for claim in found]}
     write_results(config.workdir, {**circumstances(config), **content})
@@ -180,6 +180,7 @@ def check(config: Config) -> None:
             raise ValueError(f"rows must hold {name}, which others are measured against.")
     if not config.problems:
         raise ValueError("problems is empty; name at least one.")
+    require_seed(config.seed)
     require_counts(config, "units", "calls", "checks", "seeds", "repeats", "workers")
     if config.calls % config.checks:
         raise ValueError(f"checks ({config.checks}) must divide the calls ({config.calls}).")

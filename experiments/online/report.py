@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from experiments.online.lags import PAUSES, Price, lags
 from experiments.online.learner import Outcome
-from experiments.online.problems import Problem
+from experiments.online.problems import STEPS, Problem
 from experiments.online.rows import ROWS
-from experiments.report import Note, align_columns, mean_and_spread, plain_number
+from experiments.report import Note, align_columns, footnote, mean_and_spread, plain_number
 
-PAUSE, COSINE = "pause", "cosine"
+PAUSE, COSINE, PRICE, OTHERS = "pause", "cosine", "price", "several rows"
 NOTES: tuple[Note, ...] = (
     (
         set(),
@@ -22,7 +22,15 @@ NOTES: tuple[Note, ...] = (
         "edge",
     ),
     ({PAUSE}, "pause    the longest that was being learned in the end, mean of seeds"),
-    (set(), "s        of all updates of all seeds at once; other rows may have run beside it"),
+    (set(), "s        of all updates of all seeds at once"),
+    ({OTHERS}, "         other rows may have run beside it"),
+    (
+        {PRICE},
+        f"parameters, updates   of the network; after so many steps, or after a call, which is "
+        f"{STEPS}\n"
+        "µs a step             of all streams, with its share of an update by the optimizer\n"
+        "state, KiB            of a stream, beside the carry of its network",
+    ),
     (
         {COSINE},
         "cosine   of what the rule says of its cells to BPTT's gradient, parameters fixed, over "
@@ -38,6 +46,19 @@ class Panel(NamedTuple):
 
     problem: Problem
     outcomes: dict[str, Outcome]
+
+
+def notes_of(
+    panels: Sequence[Panel], prices: Mapping[str, Price], found: Mapping[str, np.ndarray]
+) -> str:
+    """What the columns of the tables mean that are there."""
+    shown = {
+        PAUSE: any(panel.problem.grows for panel in panels),
+        OTHERS: any(len(panel.outcomes) > 1 for panel in panels),
+        PRICE: bool(prices),
+        COSINE: bool(found),
+    }
+    return footnote(NOTES, [column for column, there in shown.items() if there])
 
 
 def panel_table(panel: Panel) -> str:
@@ -66,8 +87,8 @@ def panel_table(panel: Panel) -> str:
 
 
 def prices_table(prices: Mapping[str, Price], found: Mapping[str, np.ndarray]) -> str:
-    """What each row takes, and how near it comes to BPTT's credit."""
-    shown = [k for k, pause in enumerate(PAUSES) if pause in (1, 8, 32)]
+    """What each row takes, and how near those that were found come to BPTT's credit."""
+    shown = [k for k, pause in enumerate(PAUSES) if pause in (1, 8, 32)] if found else []
     spans = [f"cosine, {lags()[k]} steps" for k in shown]
     headings = ["rule", "parameters", "updates", "µs a step", "state, KiB", *spans]
     rows = []

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, get_args
 
 import tyro
 
-from experiments.choices import lookup, require_counts
+from experiments.choices import lookup, require_counts, require_seed
 from experiments.claims import Claim, claims_table, conclusion, require
 from experiments.datasets import root_of
 from experiments.folder import Pieces, claim_folder, write_results
@@ -115,7 +115,7 @@ def run(config: Config) -> list[Claim]:
         content["units"] = [report.panel_as_json(panel) for panel in sized]
         found += claims.of_units(sized)
     if "panels" in content or "units" in content:
-        print(f"\n{report.COLUMNS}")
+        print(f"\n{report.notes_of(panels)}")
     seconds = time.perf_counter() - begin
     content |= {"seconds": round(seconds, 1), "claims": [claim._asdict() for claim in found]}
     write_results(config.workdir, {**circumstances(config), **content})
@@ -181,6 +181,7 @@ def check(config: Config) -> None:
         raise ValueError("rows must hold bptt, which the others are measured against.")
     if not config.parts:
         raise ValueError("parts is empty; name at least one.")
+    require_seed(config.seed)
     require_counts(config, "seeds", "checks", "nets", "draws", "workers")
     if config.draws % variance.AT_ONCE:
         raise ValueError(f"draws must be a multiple of {variance.AT_ONCE}; got {config.draws}.")

@@ -11,17 +11,35 @@ from experiments.perturbation.learner import Outcome
 from experiments.perturbation.problems import Problem
 from experiments.perturbation.rows import ROWS
 from experiments.perturbation.variance import FEW_STEPS, FEW_UNITS, KINDS, Point, over, slope
-from experiments.report import align_columns, mean_and_spread, plain_number
+from experiments.report import Note, align_columns, footnote, mean_and_spread, plain_number
 
 NEAR, LITTLE, SETTLED = 1.5, 0.01, 1.1
-COLUMNS = f"""\
-test         loss on held-out sequences after training (squared error; recall: cross-entropy, nats):
-             mean ± standard deviation of seeds
-rate         the first, chosen by a validation set; the grid goes on where the best is an edge
-to BPTT's    median of seeds: updates until the test loss is {NEAR} times BPTT's last, or a
-             hundredth of the first floor if that is more; - where most never got there
-to its own   until it is {SETTLED} times what it is at the end: how soon it stopped
-ms           an update of all seeds at once; other rows may have run beside it"""
+RECALL, PANELS, OTHERS = "recall", "panels", "several rows"
+NOTES: tuple[Note, ...] = (
+    (
+        set(),
+        "test         loss on held-out sequences after training (squared error): mean ± standard "
+        "deviation\n             of seeds",
+    ),
+    ({RECALL}, "             of recall cross-entropy, in nats"),
+    (
+        {PANELS},
+        "rate         the first, chosen by a validation set; the grid goes on where the best is an "
+        "edge",
+    ),
+    (
+        set(),
+        f"to BPTT's    median of seeds: updates until the test loss is {NEAR} times BPTT's last, "
+        "or\n             a hundredth of a constant's, if more; - where most never got there",
+    ),
+    (
+        {PANELS},
+        f"to its own   until it is {SETTLED} times what it is at the end: how soon it stopped\n"
+        "ms           an update of all seeds at once",
+    ),
+    ({PANELS, OTHERS}, "             other rows may have run beside it"),
+)
+"""What is said below the tables, of these problems, of tables of one problem, of several rows."""
 
 
 class Panel(NamedTuple):
@@ -29,6 +47,13 @@ class Panel(NamedTuple):
 
     problem: Problem
     outcomes: dict[str, Outcome]
+
+
+def notes_of(panels: Sequence[Panel]) -> str:
+    """What the columns mean of tables of these problems, or, without any, of the units' alone."""
+    several = any(len(panel.outcomes) > 1 for panel in panels)
+    names = [panel.problem.name for panel in panels]
+    return footnote(NOTES, names + [PANELS] * bool(panels) + [OTHERS] * several)
 
 
 def panel_table(panel: Panel) -> str:

@@ -7,9 +7,9 @@ from typing import NamedTuple
 import numpy as np
 
 from localgrad.theory.invariants import conserved
-from localgrad.theory.modes import ModeRule, Modes, require_fading
+from localgrad.theory.modes import ModeRule, Modes, require_fading, require_rule
 from localgrad.theory.stationary import characteristic
-from localgrad.theory.values import require_modes
+from localgrad.theory.values import require_modes, require_one
 
 
 class Endpoint(NamedTuple):
@@ -66,9 +66,10 @@ def endpoint(rule: ModeRule, start: Modes, teacher: Modes) -> Endpoint:
         >>> round(float(theory.endpoint(rule, start, theory.Modes(1.0, 0.8, 1.0)).s), 4)
         -0.5045
     """
+    require_rule(rule)
     require_modes("start", start)
     require_fading(teacher)
-    _require_one(start, teacher)
+    _require_one_mode(start=start, teacher=teacher)
     c = float(conserved(rule, start))
     p, w = float(teacher.a * teacher.b), float(teacher.w)
     if p == 0 or (rule.name == "rflo" and float(rule.gain) == 0):
@@ -120,8 +121,10 @@ def plateau(rule: ModeRule, scale: float, teacher: Modes) -> float:
         >>> theory.plateau(theory.bptt(), 1e-3, theory.Modes(1.0, 0.7, 1.0))
         6.9
     """
+    require_rule(rule)
     require_fading(teacher)
-    _require_one(teacher)
+    _require_one_mode(teacher=teacher)
+    require_one(scale=scale)
     p, w = float(teacher.a * teacher.b), float(teacher.w)
     if not 0 < scale < 1:
         raise ValueError(f"scale must lie inside (0, 1); got {scale!r}.")
@@ -144,11 +147,7 @@ def plateau(rule: ModeRule, scale: float, teacher: Modes) -> float:
     return float(np.log(1 / scale) / abs(p))
 
 
-def _require_one(*modes: Modes) -> None:
+def _require_one_mode(**named: Modes) -> None:
     """Raises unless all strengths are numbers, of one mode."""
-    sizes = [np.size(value) for one in modes for value in one]
-    if max(sizes) > 1:
-        raise ValueError(
-            f"one mode is asked for at a time; got up to {max(sizes)} strengths in one argument. "
-            "Ask for each."
-        )
+    for name, modes in named.items():
+        require_one(**{f"{name}.{part}": value for part, value in modes._asdict().items()})

@@ -19,6 +19,7 @@ from localgrad.theory.modes import (
     descent,
     loss,
     modes_of,
+    require_rule,
     require_task,
 )
 from localgrad.theory.values import float64, known, require_inside, require_modes
@@ -87,6 +88,7 @@ def integrate(
         >>> float(path.modes.w[-1])
         0.7000
     """
+    require_rule(rule)
     require_modes("start", start)
     require_task(task)
     _require_increasing(times)

@@ -7,7 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from localgrad.theory.modes import ALIKE, ModeRule, Modes
+from localgrad.core.contract.checks import number
+from localgrad.theory.modes import ALIKE, ModeRule, Modes, require_rule
 from localgrad.theory.values import alike, float64, require_modes
 
 
@@ -41,6 +42,7 @@ def conserved(rule: ModeRule, modes: Modes, rates: Modes = ALIKE) -> jax.Array:
         >>> float(theory.conserved(theory.bptt(), theory.Modes(a=2.0, w=0.3, b=1.0)))
         3.0
     """
+    require_rule(rule)
     require_modes("modes", modes)
     a, w, b = float64(*modes)
     a, w, b = alike(a=a, w=w, b=b)
@@ -85,6 +87,8 @@ def conserved_matrix(
         >>> theory.conserved_matrix(theory.bptt(), weights).tolist()
         [[-3.0, 0.0], [0.0, -3.0]]
     """
+    require_rule(rule)
+    alpha = number("alpha", alpha, "lie in (0, 1]")
     a, w, b = float64(*weights)
     if rule.name == "rflo":
         if feedback is None:

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from localgrad.core.contract.checks import number, positive_integer
 from localgrad.theory.values import (
     alike,
     float64,
@@ -136,9 +137,7 @@ def tbptt(horizon: int) -> ModeRule:
         >>> theory.tbptt(1).horizon
         1
     """
-    if isinstance(horizon, bool) or not isinstance(horizon, (int, np.integer)) or horizon < 1:
-        raise ValueError(f"horizon must be a positive integer, in time steps; got {horizon!r}.")
-    return ModeRule("tbptt", horizon=int(horizon))
+    return ModeRule("tbptt", horizon=positive_integer("horizon", horizon, "It is in time steps."))
 
 
 def rflo(feedback: Any, decay: Any) -> ModeRule:
@@ -169,7 +168,7 @@ def lag_weights(steps: int, loss: str = "final") -> jax.Array:
     """How much each lag counts in a sequence of T steps.
 
     Args:
-        steps: T.
+        steps: T, at least 1.
         loss: `"final"`, half the squared error of the last step (ones), or `"per_step"`, its mean
             over all steps for a stationary teacher (`(T - l) / T`).
 
@@ -177,14 +176,14 @@ def lag_weights(steps: int, loss: str = "final") -> jax.Array:
         [T].
 
     Raises:
-        ValueError: for another loss, or without 64-bit numbers.
+        ValueError: for another loss or no positive integer, or without 64-bit numbers.
 
     Example:
         >>> from localgrad import theory
         >>> theory.lag_weights(4, "per_step").tolist()
         [1.0, 0.75, 0.5, 0.25]
     """
-    lags = float64(np.arange(steps))
+    lags = float64(np.arange(positive_integer("steps", steps)))
     if loss == "final":
         return jnp.ones_like(lags)
     if loss == "per_step":
@@ -197,11 +196,14 @@ def realisable(teacher: Modes, steps: int, loss: str = "final") -> Task:
 
     Args:
         teacher: its strengths, [...].
-        steps: T.
+        steps: T, at least 1.
         loss: `"final"` or `"per_step"`, as in `lag_weights`.
 
     Returns:
         The task, target [..., T].
+
+    Raises:
+        ValueError: as `lag_weights` does, and for a teacher that is not finite.
 
     Example:
         >>> from localgrad import theory
@@ -209,8 +211,9 @@ def realisable(teacher: Modes, steps: int, loss: str = "final") -> Task:
         [2.0, 1.0, 0.5]
     """
     require_modes("teacher", teacher)
+    weight = lag_weights(steps, loss)
     a, w, b = modes_of(teacher)
-    return Task((a * b)[..., None] * powers(w, steps), lag_weights(steps, loss))
+    return Task((a * b)[..., None] * powers(w, steps), weight)
 
 
 def descent(rule: ModeRule, modes: Modes, task: Task | Endless) -> Modes:
@@ -241,6 +244,7 @@ def descent(rule: ModeRule, modes: Modes, task: Task | Endless) -> Modes:
         >>> [float(d) for d in direction]
         [0.0, 0.0, 0.0]
     """
+    require_rule(rule)
     require_task(task)
     modes = Modes(*float64(*modes))
     gain, decay = float64(*rule.seen(modes))
@@ -266,6 +270,14 @@ def descent(rule: ModeRule, modes: Modes, task: Task | Endless) -> Modes:
     )
 
 
+def require_rule(rule: Any) -> None:
+    """Raises unless it is a rule of the theory."""
+    if not isinstance(rule, ModeRule):
+        raise ValueError(
+            f"rule must be bptt(), tbptt(K) or rflo(r, rho) of localgrad.theory; got {rule!r}."
+        )
+
+
 def require_fading(teacher: Modes) -> None:
     """Raises unless a teacher is finite, and its responses fade: else endless ones have no loss."""
     require_modes("teacher", teacher)
@@ -282,6 +294,8 @@ def require_task(task: Task | Endless) -> None:
     if isinstance(task, Endless):
         require_fading(task.teacher)
         return
+    if not isinstance(task, Task):
+        raise ValueError(f"task must be a Task or Endless; got {type(task).__name__}.")
     require_numbers(**{"task.target": task.target, "task.weight": task.weight})
     target, weight = np.shape(task.target), np.shape(task.weight)
     if not target or len(weight) > len(target) or weight[-1:] not in ((), target[-1:]):
@@ -356,11 +370,15 @@ def unleaky(modes: Modes, alpha: float) -> tuple[Modes, Modes]:
     Returns:
         The strengths (a, m, beta), and the learning rates for `integrate`.
 
+    Raises:
+        ValueError: for a leak outside (0, 1].
+
     Example:
         >>> from localgrad import theory
         >>> theory.unleaky(theory.Modes(1.0, 0.5, 2.0), alpha=0.5)
         (Modes(a=1.0, w=0.75, b=1.0), Modes(a=1.0, w=0.25, b=0.25))
     """
+    alpha = number("alpha", alpha, "lie in (0, 1]")
     a, w, b = modes
     return Modes(a, 1 - alpha + alpha * w, alpha * b), Modes(1.0, alpha**2, alpha**2)
 
@@ -375,11 +393,15 @@ def leaky(modes: Modes, alpha: float) -> Modes:
     Returns:
         The strengths (a, w, b).
 
+    Raises:
+        ValueError: for a leak outside (0, 1].
+
     Example:
         >>> from localgrad import theory
         >>> theory.leaky(theory.Modes(1.0, 0.75, 1.0), alpha=0.5)
         Modes(a=1.0, w=0.5, b=2.0)
     """
+    alpha = number("alpha", alpha, "lie in (0, 1]")
     a, m, beta = modes
     return Modes(a, (m - 1 + alpha) / alpha, beta / alpha)
 

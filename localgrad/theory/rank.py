@@ -74,8 +74,8 @@ def weight_change_rank(
         A `WeightChange` for each leaf with two axes, by its path.
 
     Raises:
-        ValueError: if the two pytrees differ in structure or shapes, or if the matrices to join do
-            not all end in the same number of units.
+        ValueError: if the two pytrees differ in structure or shapes, a matrix is empty or not
+            finite, or if the matrices to join do not all end in the same number of units.
 
     Example:
         >>> import jax.numpy as jnp
@@ -95,7 +95,7 @@ def weight_change_rank(
     for (path, old), new in pairs:
         if np.ndim(old) == 2:
             name = jax.tree_util.keystr(path, simple=True, separator="/")
-            change[name] = np.asarray(new, np.float64) - np.asarray(old, np.float64)
+            change[name] = _matrix(f"params {name}", new) - _matrix(f"params0 {name}", old)
             noise[name] = max(_rounding(old), _rounding(new)) ** 0.5 if rtol is None else rtol
     found = {name: _of(matrix, noise[name]) for name, matrix in change.items()}
     if joint:
@@ -106,6 +106,15 @@ def weight_change_rank(
                 f"{widths}. Give the parameters of one cell, such as params['cells_0']."
             )
         found["joint"] = _of(np.concatenate(list(change.values())), max(noise.values()))
+    return found
+
+
+def _matrix(name: str, leaf: Any) -> np.ndarray:
+    """A leaf in float64; raises unless it has entries, all finite."""
+    found = np.asarray(leaf, np.float64)
+    if not found.size:
+        raise ValueError(f"{name} must have entries; got shape {found.shape}.")
+    require_numbers(**{name: found})
     return found
 
 

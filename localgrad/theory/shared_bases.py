@@ -69,14 +69,21 @@ def alignment(weights: Weights, correlations: Any) -> Alignment:
         >>> [round(float(v), 4) for v in theory.alignment(theory.aligned(modes, bases), data)]
         [1.0, 1.0, 1.0]
     """
-    named = {f"weights.{name}": value for name, value in zip("AWB", weights, strict=True)}
+    if not isinstance(weights, Weights):
+        raise ValueError(
+            f"weights must be Weights(A, W, B), as from_params makes them; got "
+            f"{type(weights).__name__}."
+        )
+    named = {f"weights.{name}": value for name, value in weights._asdict().items()}
     require_numbers(correlations=correlations, **named)
     a, w, b = float64(*weights)
     data = float64(correlations)
-    if data.shape[1:] != (a.shape[0], b.shape[1]) or len(w) != a.shape[1] != len(b):
+    outputs, units, inputs = a.shape[:1], a.shape[1:], b.shape[1:]
+    fit = a.ndim == b.ndim == 2 and (w.shape, b.shape[:1]) == (units * 2, units)
+    if not fit or data.shape[1:] != outputs + inputs or not len(data):
         raise ValueError(
-            f"correlations must be [L, O, I] and weights A [O, N], W [N, N], B [N, I]; got "
-            f"{data.shape} and {a.shape}, {w.shape}, {b.shape}."
+            f"correlations must be [L, O, I], L at least 1, and weights A [O, N], W [N, N], "
+            f"B [N, I]; got {data.shape} and {a.shape}, {w.shape}, {b.shape}."
         )
     return _alignment(Weights(a, w, b), data)
 
@@ -129,12 +136,13 @@ def lagged_correlations(inputs: Any, targets: Any, lags: int) -> jax.Array:
     require_numbers(inputs=inputs, targets=targets)
     lags = positive_integer("lags", lags)
     inputs, targets = float64(inputs, targets)
-    steps = inputs.shape[1]
-    if inputs.shape[:2] != targets.shape[:2] or lags > steps:
+    fit = inputs.ndim == targets.ndim == 3 and inputs.shape[:2] == targets.shape[:2]
+    if not fit or lags > inputs.shape[1]:
         raise ValueError(
             f"inputs [E, T, I] and targets [E, T, O] must agree, with lags from 1 to T; got "
             f"{inputs.shape}, {targets.shape} and lags {lags}."
         )
+    steps = inputs.shape[1]
     pairs = ((targets[:, lag:], inputs[:, : steps - lag]) for lag in range(lags))
     size = len(inputs)
     return jnp.stack([jnp.einsum("eto,eti->oi", y, x) / (size * y.shape[1]) for y, x in pairs])

@@ -22,6 +22,7 @@ from localgrad.theory.modes import (
     Task,
     descent,
     require_fading,
+    require_rule,
     require_task,
 )
 from localgrad.theory.values import (
@@ -30,6 +31,8 @@ from localgrad.theory.values import (
     require_inside,
     require_modes,
     require_not_zero,
+    require_numbers,
+    shape_of,
 )
 
 NO_POINT = "At every point of the optimal manifold the readout s is of some size: a b = p*."
@@ -40,7 +43,8 @@ class Verdict(NamedTuple):
 
     Attributes:
         kind: `"stable node"`, `"stable spiral"`, `"saddle"`, `"unstable node"`,
-            `"unstable spiral"`, `"centre"` or `"degenerate"`.
+            `"unstable spiral"` or `"centre"`; or `"degenerate"`, of which the Jacobian does not
+            tell: more than one of its eigenvalues is neutral, or all are.
         rates: eigenvalues of the Jacobian but the neutral ones, fastest growth first.
 
     Example:
@@ -83,7 +87,7 @@ def optimum(s: Any, teacher: Modes) -> Modes:
         The modes.
 
     Raises:
-        ValueError: if some s is 0, where `a b` cannot be `p*`.
+        ValueError: if some s is 0, where `a b` cannot be `p*`, or for shapes that do not broadcast.
 
     Example:
         >>> from localgrad import theory
@@ -92,6 +96,7 @@ def optimum(s: Any, teacher: Modes) -> Modes:
     """
     require_not_zero("s", s, NO_POINT)
     require_modes("teacher", teacher)
+    shape_of(s=s, **{"a*": teacher.a, "w*": teacher.w, "b*": teacher.b})
     return Modes(s, teacher.w, teacher.a * teacher.b / s)
 
 
@@ -116,6 +121,7 @@ def jacobian(rule: ModeRule, point: Modes, task: Task | Endless, rates: Modes = 
         >>> theory.jacobian(theory.bptt(), teacher, theory.Endless(teacher)).shape
         (3, 3)
     """
+    require_rule(rule)
     require_modes("point", point)
     require_task(task)
     named = rule.name, rule.horizon
@@ -146,7 +152,7 @@ def verdict(jacobian: Any, *, rtol: float = 1e-6) -> Verdict:
     """What kind of stationary point a Jacobian tells of.
 
     Args:
-        jacobian: [n, n].
+        jacobian: [n, n], of one mode.
         rtol: eigenvalues below this part of the largest count as neutral, and are left out: every
             stationary point of these flows lies on a curve of others. At a saddle-node two are, and
             such a pair is told apart only to the root of the rounding.
@@ -154,19 +160,26 @@ def verdict(jacobian: Any, *, rtol: float = 1e-6) -> Verdict:
     Returns:
         The verdict.
 
+    Raises:
+        ValueError: for a Jacobian that is not square or not finite.
+
     Example:
         >>> from localgrad import theory
         >>> teacher = theory.Modes(1.0, 0.5, 1.0)
         >>> theory.verdict(theory.jacobian(theory.bptt(), teacher, theory.Endless(teacher))).kind
         'stable node'
     """
+    require_numbers(jacobian=jacobian)
+    shape = np.shape(jacobian)
+    if len(shape) != 2 or shape[0] != shape[1] or not shape[0]:
+        raise ValueError(f"jacobian must be [n, n]; got shape {shape}.")
     found = np.linalg.eigvals(np.asarray(jacobian, np.float64))
     size = np.abs(found).max()
     kept = found[np.abs(found) > rtol * size]
     kept = kept[np.argsort(-kept.real)]
     turns = bool(np.any(np.abs(kept.imag) > rtol * size))
     grows, fades = (bool(np.any(sign * kept.real > rtol * size)) for sign in (1, -1))
-    if not kept.size:
+    if not kept.size or found.size - kept.size > 1:
         kind = "degenerate"
     elif grows and fades:
         kind = "saddle"
@@ -206,6 +219,7 @@ def characteristic(rule: ModeRule, s: Any, teacher: Modes) -> tuple[jax.Array, j
         >>> float(tau), float(det)
         (3.0, 2.0)
     """
+    require_rule(rule)
     if rule.name == "tbptt" and rule.horizon != 1:
         raise ValueError(
             f"the closed form holds for tbptt(1), bptt() and rflo(r, rho); got a horizon of "

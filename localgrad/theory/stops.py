@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.optimize import brentq, minimize_scalar
 
+from localgrad.core.contract.checks import positive_integer
 from localgrad.theory.modes import (
     Endless,
     ModeRule,
@@ -18,11 +19,15 @@ from localgrad.theory.modes import (
     bptt,
     descent,
     loss,
+    require_rule,
     require_task,
     rflo,
 )
 from localgrad.theory.stationary import jacobian, verdict
-from localgrad.theory.values import float64, powers, require_not_zero
+from localgrad.theory.values import float64, powers, require_not_zero, require_one
+
+NOTHING = 1e-10
+"""Products a b below this part of the largest target are zeros, but for rounding."""
 
 
 class Stop(NamedTuple):
@@ -33,7 +38,7 @@ class Stop(NamedTuple):
         p: product `a b`.
         loss: there.
         s: readout a at which `kind` was found; b is p/s.
-        kind: of `Verdict`: stable, a saddle, or unstable, which is a source.
+        kind: of `Verdict`: stable, a saddle, unstable, which is a source, or degenerate.
 
     Example:
         >>> from localgrad import theory
@@ -99,7 +104,8 @@ def stationary_points(
     Raises:
         ValueError: where there is none; for `tbptt(K > 1)`: three conditions for two unknowns, no
             point in general; for an `Endless` task, more than one mode, one lag alone, where any w
-            will do, a target that is not finite, or s or RFLO's feedback of 0.
+            will do, a target that is not finite, s or RFLO's feedback of 0, or a resolution that
+            is no positive integer.
 
     Example:
         >>> import numpy as np
@@ -109,6 +115,8 @@ def stationary_points(
         >>> round(abs(best.w), 4), round(best.loss, 4)  # w and -w do equally well
         (0.7071, 0.375)
     """
+    require_rule(rule)
+    require_task(task)
     if rule.name == "tbptt" and rule.horizon != 1:
         raise ValueError(
             f"tbptt with a horizon of {rule.horizon} has no stationary point in general: three "
@@ -119,10 +127,12 @@ def stationary_points(
             "task must be a Task of one mode with a target [L] of at least two lags; got "
             f"{type(task).__name__} {np.shape(getattr(task, 'target', ()))}. Endless: see optimum."
         )
-    require_task(task)
+    resolution = positive_integer("resolution", resolution)
     if rule.name == "rflo":
+        require_one(feedback=rule.gain, decay=rule.decay)
         require_not_zero("feedback", rule.gain, "Without it RFLO trains the readout alone.")
     if s is not None:
+        require_one(s=s)
         require_not_zero("s", s, "Where a or b is 0, p is 0.")
     found = _stops(rule, task, s, resolution)
     if not found:
@@ -145,12 +155,15 @@ def _stops(rule: ModeRule, task: Task, s: float | None, resolution: int) -> list
 
     inner = np.linspace(-1, 1, resolution + 2)[1:-1] + 1e-4 / (np.pi * resolution)  # no round w
     grid = np.concatenate([[-1.0], inner, [1.0]])
+    nothing = NOTHING * float(np.abs(task.target).max())
     values = np.asarray(_condition(rule.name, decay, float64(grid), task)[0])
     found = []
     for k in np.flatnonzero(values[:-1] * values[1:] < 0):
         w = float(brentq(at, grid[k], grid[k + 1], xtol=1e-15, rtol=1e-14))
         p = float(_condition(rule.name, decay, float64(w), task)[1])
-        a = s if s is not None else np.sqrt(abs(p)) or 1.0
+        if abs(p) <= nothing:
+            continue
+        a = s if s is not None else np.sqrt(abs(p))
         if s is None and rule.name == "rflo":
             a *= np.sign(float(rule.gain))
         point = Modes(float(a), w, p / float(a))
@@ -177,7 +190,7 @@ def suggest_decay(task: Task, *, resolution: int = 1001) -> BestDecay:
 
     RFLO's traces see the errors of past inputs only as far as `rho^l` reaches, so that its solution
     is another than BPTT's where the modes cannot realise their targets; of one mode it is the same
-    if rho is BPTT's w. Several modes share one rho, whose losses it trades.
+    if rho is BPTT's w, where that is a decay. Several modes share one rho, whose losses it trades.
 
     Args:
         task: target [L], or [M, L] of M modes.
@@ -185,7 +198,7 @@ def suggest_decay(task: Task, *, resolution: int = 1001) -> BestDecay:
 
     Returns:
         The decay, RFLO's loss and BPTT's. Where all decays do equally well, as on tasks that the
-        modes can realise, it is the first mode's w.
+        modes can realise, it is the first of the modes' own w in [0, 1), or 0 if none is there.
 
     Raises:
         ValueError: if BPTT stops nowhere with `|w| < 1`, or RFLO with no decay; else as
@@ -201,6 +214,7 @@ def suggest_decay(task: Task, *, resolution: int = 1001) -> BestDecay:
     """
     if isinstance(task, Endless):
         raise ValueError("task must be a Task; got Endless, on which no decay is biased.")
+    require_task(task)
     modes = [Task(row, task.weight) for row in np.atleast_2d(task.target)]
     full = [stationary_points(bptt(), mode, resolution=resolution) for mode in modes]
 

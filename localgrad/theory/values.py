@@ -45,8 +45,20 @@ def require_numbers(**values: Any) -> None:
             )
 
 
+def require_one(**values: Any) -> None:
+    """Raises unless every value is one number, real and finite, as far as it is known."""
+    require_numbers(**values)
+    for name, value in values.items():
+        if np.ndim(value):
+            raise ValueError(
+                f"{name} must be a number, of one mode; got shape {np.shape(value)}. Ask for each."
+            )
+
+
 def require_modes(name: str, modes: Any) -> None:
-    """Raises unless all strengths are real and finite, by name, such as `start.w`."""
+    """Raises unless they are modes, all real and finite, by name, such as `start.w`."""
+    if getattr(modes, "_fields", None) != ("a", "w", "b"):
+        raise ValueError(f"{name} must be Modes(a, w, b); got {modes!r}.")
     require_numbers(**{f"{name}.{part}": v for part, v in zip("awb", modes, strict=True)})
 
 
@@ -72,15 +84,24 @@ def alike(**values: jax.Array) -> list[jax.Array]:
     Raises:
         ValueError: if their shapes do not broadcast.
     """
-    shapes = {name: value.shape for name, value in values.items()}
+    shape = shape_of(**values)
+    return [jnp.broadcast_to(value, shape) for value in values.values()]
+
+
+def shape_of(**values: Any) -> tuple[int, ...]:
+    """The one shape that all values broadcast to.
+
+    Raises:
+        ValueError: if their shapes do not broadcast.
+    """
+    shapes = {name: np.shape(value) for name, value in values.items()}
     try:
-        shape = np.broadcast_shapes(*shapes.values())
+        return np.broadcast_shapes(*shapes.values())
     except ValueError:
         told = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
         raise ValueError(
             f"shapes must be alike, or broadcast; got {told}. Give each a number or [M]."
         ) from None
-    return [jnp.broadcast_to(value, shape) for value in values.values()]
 
 
 def powers(base: jax.Array, count: int) -> jax.Array:

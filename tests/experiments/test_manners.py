@@ -18,9 +18,8 @@ import numpy as np
 import pytest
 
 import localgrad
-from experiments import compare, progress
+from experiments import compare, deep, progress
 from experiments.__main__ import main
-from experiments.deep import report as deep
 from experiments.folder import claim_folder, write_results
 from experiments.online import report as online
 from experiments.report import circumstances, footnote
@@ -70,6 +69,40 @@ def test_ctrl_c_ends_compiled_code_that_never_would_and_keeps_what_was_done(tmp_
     assert f"interrupted. What was finished is kept in {tmp_path}/" in err
     assert "Traceback" not in err
     assert json.loads((tmp_path / "unfinished.json").read_text()) == {"found": 1}
+
+
+WHILE_IMPORTING = """
+import gc, os, runpy, signal, sys
+
+def interrupt(*_):
+    if "jax" in sys.modules and not asked:
+        asked.append(True)
+        os.kill(os.getpid(), signal.SIGINT)
+        for _ in range(1000):  # until it is heard
+            pass
+
+asked = []
+{}
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever the tests run under
+sys.argv = ["experiments", "compare", "--seeds", "0", "--workdir", sys.argv[1]]
+runpy.run_module("experiments", run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+@pytest.mark.parametrize("where", ["gc.callbacks.append(interrupt)", "sys.addaudithook(interrupt)"])
+def test_ctrl_c_is_heard_while_modules_are_imported(where, tmp_path):
+    """In a callback of the garbage collector too, where an exception is lost."""
+    child = subprocess.run(
+        [sys.executable, "-c", WHILE_IMPORTING.format(where), str(tmp_path / "new")],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    said = (child.returncode, child.stdout, child.stderr)
+    assert said == (130, "", "\ninterrupted. Nothing was begun.\n")
+    assert not (tmp_path / "new").exists()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,6 +218,15 @@ def test_the_command_looks_at_its_folder_before_it_trains(tmp_path, capsys, monk
     assert "error: " in (err := capsys.readouterr().err) and "is of another run" in err
 
 
+@pytest.mark.parametrize("name", ["compare", "deep", "linear_dynamics", "online", "perturbation"])
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_a_seed_that_randomness_cannot_start_at_claims_no_folder(name, seed, tmp_path, capsys):
+    workdir = tmp_path / "new"
+    assert main([name, "--seed", str(seed), "--workdir", str(workdir)]) == 2
+    assert f"error: seed must lie in [0, 2**32); got {seed}." in capsys.readouterr().err
+    assert not workdir.exists()
+
+
 def test_a_log_gets_a_line_a_minute(monkeypatch):
     """Of a clock that a thousand rows move by a second each."""
     log, now = io.StringIO(), [0.0]
@@ -213,6 +255,13 @@ def test_footnotes_are_of_rows_that_are_there():
     assert not re.search("RTRL|readout|RFLO", alone)
     whole = compare.footnote(compare.Config())
     assert all(text in whole for _, text in compare.NOTES)
+    every = compare.footnote(compare.Config(seeds=3, rtrl_seeds=3, windows=1))
+    assert "RTRL" not in every
+
+
+def test_a_heading_names_what_is_shown():
+    assert "rate" in deep.header(deep.Config())
+    assert deep.header(deep.Config(parts=("memory",))) == "e-prop in depth: memory."
 
 
 @pytest.mark.parametrize(
@@ -220,8 +269,8 @@ def test_footnotes_are_of_rows_that_are_there():
     [
         (online.NOTES, [online.PAUSE], "pause ", "cosine"),
         (online.NOTES, [online.COSINE], "fresh networks", "pause "),
-        (deep.NOTES, ["bptt", "rtrl"], "RTRL is BPTT", "no temporal"),
-        (deep.NOTES, ["no_temporal", "eprop"], "equal rows", "RTRL"),
+        (deep.report.NOTES, ["bptt", "rtrl"], "RTRL is BPTT", "no temporal"),
+        (deep.report.NOTES, ["no_temporal", "eprop"], "equal rows", "RTRL"),
     ],
 )
 def test_footnotes_are_of_columns_and_rules_that_are_there(notes, shown, there, not_there):

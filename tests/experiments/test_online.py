@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -219,6 +220,22 @@ def test_a_short_run_learns_prints_draws_and_is_not_run_twice(tmp_path, capsys, 
     other = ["--seed", "1", "--seeds", "2", "--rows", "bptt", "--problems", "copy", "--short"]
     assert main(["online", "--workdir", str(tmp_path), *other]) == 2
     assert "Remove that folder, or give other --workdir." in capsys.readouterr().err
+
+
+def test_columns_that_are_not_there_have_no_note():
+    """BPTT alone is held against nothing: its price has no cosines."""
+    panel = report.Panel(problems.copy(0), {"bptt": None})
+    prices = {"bptt": lags.Price(microseconds=2.0, state=0.0, parameters=1234)}
+    columns = ["rule", "parameters", "updates", "µs a step", "state, KiB"]
+    table, said = report.prices_table(prices, {}), report.notes_of([panel], prices, {})
+    assert re.split(r"\s\s+", table.splitlines()[0]) == columns
+    assert not re.search("cosine|other rows", said)
+    assert all(name in said for name in ("parameters, updates", "µs a step", "state, KiB", "pause"))
+    near = {"tbptt1": np.zeros((2, len(lags.PAUSES), 3))}
+    both = prices | {"tbptt1": prices["bptt"]}
+    assert "cosine, " in report.prices_table(both, near)
+    assert "cosine " in report.notes_of([panel], both, near)
+    assert "µs" not in report.notes_of([panel], {}, {})
 
 
 def test_a_failed_claim_is_an_error(monkeypatch, capsys, tmp_path):

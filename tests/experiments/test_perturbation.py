@@ -274,6 +274,24 @@ def test_the_table_has_rows_and_floors():
     json.dumps(content, allow_nan=False)
 
 
+@pytest.mark.parametrize(
+    ("name", "rows", "there", "not_there"),
+    [
+        ("sign", ["bptt"], ["rate ", "to its own ", "ms "], ["recall", "other rows"]),
+        ("recall", ["bptt", "np_step"], ["cross-entropy", "other rows"], []),
+    ],
+)
+def test_a_footnote_is_of_the_tables_that_are_there(name, rows, there, not_there):
+    panel = report.Panel(tiny()._replace(name=name), {row: outcome(0.1, 0.2) for row in rows})
+    said = report.notes_of([panel])
+    assert all(word in said for word in there) and not any(word in said for word in not_there)
+    alone = report.notes_of([])  # under the table of several numbers of units
+    assert [line.split("  ")[0] for line in alone.splitlines() if line[0] != " "] == [
+        "test",
+        "to BPTT's",
+    ]
+
+
 def test_a_variance_that_is_not_theorys_fails_its_claim():
     sizes = [(8, steps) for steps in variance.STEPS] + [(n, 20) for n in variance.UNITS if n != 8]
     scale = {"wp": 0, "np_total": 1, "np_causal": 1, "anp_causal": 1}

@@ -162,6 +162,10 @@ def test_outside_numbers_and_names():
     found = theory.weight_change_rank({"w": np.zeros((2, 2))}, {"w": np.diag([3.0, 0.0])})
     assert found["w"].rank == 1 and found["w"].singular_values.tolist() == [3.0, 0.0]
     assert theory.weight_change_rank({"w": np.eye(2)}, {"w": np.eye(2)})["w"].rank == 0
+    with pytest.raises(ValueError, match="params w must be finite; got 4 of 4"):
+        theory.weight_change_rank({"w": np.eye(2)}, {"w": np.full((2, 2), np.nan)})
+    with pytest.raises(ValueError, match=r"w must have entries; got shape \(0, 2\)"):
+        theory.weight_change_rank({"w": np.ones((0, 2))}, {"w": np.ones((0, 2))})
     with pytest.raises(ValueError, match="params0 and params must be alike"):
         theory.weight_change_rank({"w": np.eye(2)}, {"w": np.eye(3)})
     with pytest.raises(ValueError, match="end in the same units"):

@@ -74,7 +74,23 @@ def test_unrelated_matrices_have_little_of_it():
         assert 0 < float(cosine.mean()) < 0.1  # about 1/20
 
 
+@pytest.mark.parametrize("part", ["A", "W", "B"])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_each_wrong_shape_is_named(part, axis):
+    weights, data = problem()
+    wrong = np.repeat(getattr(weights, part), 2, axis=axis)
+    for other in (wrong, wrong[0]):
+        with pytest.raises(ValueError, match=r"weights A \[O, N\], W \[N, N\], B \[N, I\]; got"):
+            theory.alignment(weights._replace(**{part: other}), data)
+
+
 def test_errors():
+    with pytest.raises(ValueError, match="weights must be Weights"):
+        theory.alignment({"cells_0": {}}, np.ones((4, 2, 3)))
+    with pytest.raises(ValueError, match="L at least 1"):
+        theory.alignment(problem()[0], problem()[1][:0])
+    with pytest.raises(ValueError, match=r"inputs \[E, T, I\] .*got \(2, 3\), \(2, 3\)"):
+        theory.lagged_correlations(np.ones((2, 3)), np.ones((2, 3)), 1)
     weights, data = problem()
     with pytest.raises(ValueError, match="correlations must be"):
         theory.alignment(weights, data[:, :2])

@@ -206,6 +206,29 @@ def test_what_becomes_of_each_stop(seed):
             assert min(found, key=lambda stop: stop.loss).kind == "saddle" != found[0].kind
 
 
+def test_where_nothing_is_learned_is_no_stop_and_not_stable():
+    """At `b = 0`, any a, w = 0 neither a nor w has a force on y_t = x_{t-2}: the flow leaves."""
+    task, nothing = theory.Task(np.eye(20)[2], np.ones(20)), theory.Modes(1.0, 0.0, 0.0)
+    np.testing.assert_allclose(theory.descent(theory.bptt(), nothing, task), 0.0)
+    assert theory.verdict(differences(theory.bptt(), nothing, task), rtol=1e-4).kind == "degenerate"
+    found = theory.stationary_points(theory.bptt(), task)
+    assert [round(abs(stop.w), 3) for stop in found] == [0.817, 0.817]
+    near = nothing._replace(w=0.05)
+    last = theory.integrate(theory.bptt(), near, task, [0.0, 1000.0]).modes
+    assert abs(last.w[-1]) > 0.5
+    for stop in found:  # and what is called stable holds it
+        beside = theory.Modes(stop.s, stop.w + 0.01, stop.p / stop.s)
+        last = theory.integrate(theory.bptt(), beside, task, [0.0, 1000.0]).modes
+        np.testing.assert_allclose([last.w[-1], last.a[-1] * last.b[-1]], stop[:2], rtol=1e-6)
+
+
+@pytest.mark.parametrize("more", [-1.0, 1.0])
+def test_more_than_one_neutral_direction_is_degenerate(more):
+    assert theory.verdict(np.diag([0.0, 1e-9, more])).kind == "degenerate"
+    assert theory.verdict(np.zeros((1, 1))).kind == "degenerate"
+    assert theory.verdict(np.diag([1e-9, more, 2 * more])).kind != "degenerate"
+
+
 def least_squares_apart(rho: float, task: theory.Task) -> float:
     """The least loss among w with E(rho) = 0, where E(w) = 0 gives p: by NumPy's polynomials."""
     w = np.linspace(-0.999, 0.999, 10000)
@@ -236,6 +259,14 @@ def test_the_decay_of_least_bias():
     for mode, best in zip(apart, own, strict=True):
         full = theory.stationary_points(theory.bptt(), mode, resolution=1001)[0]
         np.testing.assert_allclose(best, [full.w, full.loss, full.loss], rtol=1e-12)
+
+
+@pytest.mark.few(1)
+@pytest.mark.parametrize("own, decay", [([-0.5], 0.0), ([-0.5, 0.6], 0.6), ([0.3, 0.6], 0.3)])
+def test_the_decay_where_all_do_equally_well(own, decay):
+    target = np.stack([np.power(w, np.arange(10)) for w in own])
+    found = theory.suggest_decay(theory.Task(target, np.ones(10)), resolution=101)
+    np.testing.assert_allclose(found.decay, decay, atol=1e-9)
 
 
 def test_what_has_no_closed_form_says_so():
@@ -312,6 +343,7 @@ def test_points_near_the_edge_are_found(w):
 TEACHER, START = theory.Modes(1.2, 0.7, 1.0), theory.Modes(0.1, 0.0, 0.2)
 GROWS, HOLE = theory.Modes(1.0, 1.2, 1.0), theory.Task([0.0, np.nan], [1.0, 1.0])
 NAN = theory.Modes(np.nan, 0.0, 0.2)
+TWO = theory.Modes(np.ones(2), np.zeros(2), np.ones(2))
 SHORT = theory.Task([0.5, 0.2, 0.1], np.ones(3))
 
 
@@ -360,6 +392,40 @@ SHORT = theory.Task([0.5, 0.2, 0.1], np.ones(3))
         (lambda: theory.loss(START, theory.Endless(GROWS)), "teacher.w must lie inside"),
         (lambda: theory.jacobian(theory.bptt(), NAN, SHORT), "point.a must be finite"),
         (lambda: theory.rank_bound("RFLO", 2, 30), "rule must be one of 'rflo'"),
+        (lambda: theory.optimum(np.ones(3), TWO), r"got s \(3,\), a\* \(2,\)"),
+        (lambda: theory.verdict(np.full((3, 3), np.nan)), "jacobian must be finite"),
+        (lambda: theory.verdict(np.ones((2, 3))), r"jacobian must be \[n, n\]; got shape \(2, 3\)"),
+        (lambda: theory.stationary_points(theory.bptt(), SHORT, s=np.ones(2)), "s must be a numb"),
+        (
+            lambda: theory.stationary_points(theory.rflo(np.ones(2), 0.1), SHORT),
+            "feedback must be a number",
+        ),
+        (
+            lambda: theory.stationary_points(theory.rflo(1.0, np.zeros(2)), SHORT),
+            "decay must be a number",
+        ),
+        (
+            lambda: theory.stationary_points(theory.bptt(), SHORT, resolution=0),
+            "resolution must be a positive integer; got 0",
+        ),
+        (lambda: theory.stationary_points("bptt", SHORT), r"rule must be bptt\(\).* got 'bptt'"),
+        (lambda: theory.stationary_points(theory.bptt(), np.ones(3)), "task must be a Task"),
+        (lambda: theory.suggest_decay(np.ones(3)), "task must be a Task or Endless; got ndarray"),
+        (lambda: theory.suggest_decay(SHORT, resolution=0), "resolution must be a positive"),
+        (lambda: theory.plateau(theory.bptt(), "x", TEACHER), "scale must be real .*got 'x'"),
+        (lambda: theory.plateau(theory.bptt(), np.ones(2), TEACHER), "scale must be a number"),
+        (
+            lambda: theory.endpoint(theory.bptt(), (0.1, 0.0, 0.1), TEACHER),
+            r"start must be Modes\(a, w, b\); got \(0.1, 0.0, 0.1\)",
+        ),
+        (lambda: theory.endpoint("rflo", START, TEACHER), "rule must be .* got 'rflo'"),
+        (lambda: theory.realisable(TEACHER, 0), "steps must be a positive integer; got 0"),
+        (lambda: theory.realisable(TEACHER, 2.5), "steps must be a positive integer; got 2.5"),
+        (lambda: theory.lag_weights(-1), "steps must be a positive integer; got -1"),
+        (lambda: theory.unleaky(START, 2.0), r"alpha must be .* lie in \(0, 1\]; got 2.0"),
+        (lambda: theory.unleaky(START, np.nan), "alpha must be .* got nan"),
+        (lambda: theory.unleaky(START, 0.0), "alpha must be .* got 0.0"),
+        (lambda: theory.leaky(START, 0.0), "alpha must be .* got 0.0"),
     ],
 )
 def test_what_is_asked_wrongly_says_so(call, message):
