@@ -399,6 +399,16 @@ def test_a_metric_gives_one_value_an_example():
     message = r"one value an example.* B = 2; got shape \(\) .*Do not average"
     learn = functools.partial(localgrad.learn, metric=metric)
     refused(message, learn, tx, params, tx.init(params), BATCH, T)
+    learn = functools.partial(localgrad.learn, metric="mse")
+    refused("metric must be a function .*got 'mse'", learn, tx, params, tx.init(params), BATCH, T)
+
+
+@pytest.mark.parametrize("behind", [optax.polyak_sgd, optax.lbfgs, optax.contrib.reduce_on_plateau])
+def test_an_optimizer_takes_updates_alone(behind):
+    tx = optax.chain(localgrad.eprop(NETWORK, optax.l2_loss, batch_size=B), behind())
+    params = params_of(NETWORK)
+    message = "needs the loss's value beside its gradients.*Use one such as optax.adam"
+    refused(message, localgrad.learn, tx, params, tx.init(params), BATCH, T)
 
 
 def test_sizes_may_be_numpys():
@@ -407,6 +417,11 @@ def test_sizes_may_be_numpys():
     params = params_of(NETWORK)
     losses = localgrad.learn(tx, params, tx.init(params), BATCH, np.int64(T))[2]
     assert losses.shape == (1,)
+
+
+def every(label):
+    """The same label for all parameters of the network."""
+    return jax.tree.map(lambda _: label, params_of(NETWORK))
 
 
 BEHIND = {
@@ -426,6 +441,14 @@ BEHIND = {
     "steps": (
         lambda rule: optax.MultiSteps(optax.chain(rule, optax.sgd(0.1)), 2),
         r"MultiSteps around a rule.*MultiSteps\(\.\.\.\)\.gradient_transformation\(\)",
+    ),
+    "mask": (
+        lambda rule: optax.masked(optax.chain(rule, optax.sgd(0.1)), every(True)),
+        r"optax.masked around a rule.*chain\(rule, optax.masked\(",
+    ),
+    "one group": (
+        lambda rule: optax.chain(optax.partition({"a": rule}, every("a")), optax.sgd(0.1)),
+        r"optax.partition around a rule.*chain\(rule, optax.partition\(",
     ),
     "flat": (
         lambda rule: optax.flatten(optax.chain(rule, optax.sgd(0.1))),
@@ -468,6 +491,7 @@ def test_a_state_is_restored_to_a_target(tmp_path):
     hint = r"pass it a target, as in checkpointer.restore\(path, jax.eval_shape"
     refused(f"as a dict.*{hint}", rule, params, state[0], BATCH)
     refused(f"as a dict.*{hint}", localgrad.learn, tx, params, state, BATCH, T)
+    refused(f"as a dict.*{hint}", localgrad.reset_state, state)
 
 
 def test_one_layer_is_not_both_ends():
