@@ -570,6 +570,24 @@ def test_what_a_cell_lacks_is_told_by_its_name():
     refused("Begins.initialize_carry fails .*without parameters", run, model=Begins(), params=start)
 
 
+class AloneInANetwork(Alone):
+    """The same, but says so."""
+
+    num_feature_axes = 1
+
+
+def test_a_network_names_its_cell_as_a_rule_does():
+    x, shape = jnp.ones((B, IN)), (B, IN)
+    refused(
+        "Begins.initialize_carry fails .*without parameters",
+        lambda: Network((Begins(),)).initialize_carry(KEY, shape),
+    )
+    network = Network((nn.GRUCell(IN), AloneInANetwork()))
+    carry = network.initialize_carry(KEY, shape)
+    message = "AloneInANetwork fails on a carry .* nn.vmap around it"
+    refused(message, network.init, KEY, carry, x)
+
+
 class Iterated(nn.RNNCellBase):
     """A cell whose new state is an iteration of some length."""
 
