@@ -412,6 +412,17 @@ class Twice(Cell):
         return h, h
 
 
+class Namesakes(Cell):
+    """A parameter that works twice, and one called like the second of its uses."""
+
+    @nn.compact
+    def __call__(self, h, x):
+        x = jnp.pad(x, ((0, 0), (0, N - IN)))
+        w = self.raw("w", N, N)
+        h = 0.5 * h + jnp.tanh(x @ w + times(h, w, self.how) + 2 * x @ self.raw("w_2", N, N))
+        return h, h
+
+
 class Tied(Cell):
     """Its output layer is its input layer, turned about; one kernel entry works by itself, too."""
 
@@ -564,12 +575,13 @@ KINDS: dict[str, Kind] = {
     "alone": Kind(Alone),
     "mapped": Kind(Mapped),
     "twice": Kind(Twice),
+    "namesakes": Kind(Namesakes),
     "tied": Kind(Tied),
     "nnx_raw": Kind(NNXRaw),
     "nnx_mapped": Kind(NNXMapped),
     "resets_before": Kind(ResetsBefore, "layer u is fed by another layer"),
     "normed": Kind(Normed, "reaches other units than its own.* normalisation"),
     "legendre": Kind(Legendre, "fed by another layer|reaches (another's|other units)"),
-    "unfolded": Kind(Unfolded, "is fed by another layer"),
+    "unfolded": Kind(Unfolded, r"layer u \(use 2\) is fed by another layer"),
     "pairwise": Kind(Pairwise, "reaches another's outside any layer"),
 }

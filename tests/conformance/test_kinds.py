@@ -122,9 +122,14 @@ def test_exact_rules_take_all(name, factory):
 
 
 @pytest.mark.parametrize(
-    ("name", "factory"), [("mapped", localgrad.rtrl), ("nnx_mapped", localgrad.bptt)]
+    ("name", "factory"),
+    [
+        ("mapped", localgrad.rtrl),
+        ("nnx_mapped", localgrad.bptt),
+        ("namesakes", localgrad.bptt),
+    ],
 )
-def test_exact_rules_take_layers_that_are_mapped(name, factory):
+def test_exact_rules_take_what_is_seen_by_its_weights(name, factory):
     close(updates(factory, name), expected(name, WHOLE))
 
 

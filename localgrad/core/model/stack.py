@@ -11,8 +11,8 @@ import jax.numpy as jnp
 
 from localgrad.core.model.coded import CodedModule, coded
 from localgrad.core.model.constants import Constants, ImpureStep, LinenModel
-from localgrad.core.model.isolation import require_apart
 from localgrad.core.model.faults import begun, unrunnable
+from localgrad.core.model.isolation import require_apart
 from localgrad.core.model.modules import (
     LinenModule,
     Module,
