@@ -570,6 +570,22 @@ def test_what_a_cell_lacks_is_told_by_its_name():
     refused("Begins.initialize_carry fails .*without parameters", run, model=Begins(), params=start)
 
 
+class Leaks(zoo.Cell):
+    """A value leaves jax.vmap by a list."""
+
+    @nn.compact
+    def __call__(self, h, x):
+        left, drive = [], self.layer("i")(x) + self.layer("h")(h)
+        jax.vmap(lambda a: left.append(a) or a)(drive)
+        return left[0], left[0]
+
+
+def test_a_value_that_leaves_a_transformation_is_told():
+    params = {"i": {"kernel": np.ones((IN, N))}, "h": {"kernel": np.ones((N, N))}}
+    message = "Leaks keeps a value of a transformation inside its step.*Return"
+    refused(message, run, model=Leaks(), params=params)
+
+
 class AloneInANetwork(Alone):
     """The same, but says so."""
 
