@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import collections
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -132,8 +133,8 @@ def learn(
 
     Raises:
         ValueError: if `chunk` is no positive integer, the batch's axes do not fit, `tx` is not a
-            streaming rule with an optimizer behind it, and nothing before or around it, or
-            `metric` does not give one value an example.
+            streaming rule with an optimizer of gradients behind it, and nothing before or around
+            it, or `metric` does not give one value an example.
 
     Example:
         >>> import flax.linen as nn, jax, jax.numpy as jnp, localgrad, optax
@@ -154,6 +155,11 @@ def learn(
         (4, 10)
     """
     size, steps = require_batch(batch, None)
+    if metric is not None and not callable(metric):
+        raise ValueError(
+            "metric must be a function (outputs [B, ...], targets [B, ...]) -> leaves [B, ...], or "
+            f"None; got {metric!r}. Write e.g. metric=lambda outputs, targets: outputs - targets."
+        )
     chunk = min(positive_integer("chunk", chunk, "It is counted in time steps."), steps)
     _require_learner(tx, opt_state, size, carries_on=chunk < steps)
     full, rest = divmod(steps, chunk)
@@ -162,7 +168,8 @@ def learn(
     def step(so_far: tuple[Any, Any], start: Any, width: int) -> tuple[tuple[Any, Any], Any]:
         params, opt_state = so_far
         piece = jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, start, width, axis=1), batch)
-        updates, opt_state = tx.update(None, opt_state, params, batch=piece, **asked)
+        with _naming_value():
+            updates, opt_state = tx.update(None, opt_state, params, batch=piece, **asked)
         params = optax.apply_updates(params, updates)
         measured = None
         if metric is not None:
@@ -181,6 +188,21 @@ def learn(
     if metric is None:
         return params, opt_state, losses
     return params, opt_state, losses, jax.tree.map(lambda a: jnp.moveaxis(a, 0, 1), measured)
+
+
+@contextlib.contextmanager
+def _naming_value() -> Iterator[None]:
+    """Says what to do about an optimizer that asks for the loss's value, too."""
+    try:
+        yield
+    except TypeError as error:
+        if "required keyword-only argument" not in str(error) or "'value'" not in str(error):
+            raise
+        raise ValueError(
+            f"tx holds an optimizer that needs the loss's value beside its gradients ({error}), "
+            "such as polyak_sgd, lbfgs, a line search or reduce_on_plateau. A rule gives updates "
+            "alone, which need not be the gradients of any value. Use one such as optax.adam."
+        ) from error
 
 
 def _parted(opt_state: Any) -> tuple[Any, Any]:
@@ -224,10 +246,7 @@ def _require_learner(tx: Any, opt_state: Any, size: int, carries_on: bool) -> No
             "tx is a bare rule, whose updates point uphill: put an optimizer behind it, as in "
             "optax.chain(rule, optax.sgd(1e-3))."
         )
-    ends = jax.tree.leaves(opt_state, is_leaf=lambda x: is_state(x) or is_restored(x))
-    if any(is_restored(end) for end in ends):
-        raise ValueError(f"opt_state holds a rule's state as a dict. {RESTORE}")
-    states = [end for end in ends if is_state(end)]
+    states = [end for end in _require_whole("opt_state", opt_state) if is_state(end)]
     if not states:
         raise ValueError(
             "tx holds no localgrad rule: begin the chain with one, as in "
@@ -245,7 +264,9 @@ WRAPPERS = {
     optax.ApplyIfFiniteState: "apply_if_finite(...)",
     optax.ConditionallyMaskState: "conditionally_mask(...)",
     optax.ConditionallyTransformState: "conditionally_transform(...)",
+    optax.MaskedState: "masked(...)",
     optax.MultiStepsState: "MultiSteps(...).gradient_transformation()",
+    optax.transforms.PartitionState: "partition(...)",
 }
 """Of optax, by their states, those that need the gradients before what they wrap makes updates."""
 
@@ -287,6 +308,9 @@ def reset_state(state: Any) -> Any:
     Returns:
         The same with each stream at its start.
 
+    Raises:
+        ValueError: if a rule's state is a dict, as Orbax restores it without a target.
+
     Example:
         >>> import flax.linen as nn, jax, jax.numpy as jnp, localgrad, optax
         >>> model, batch = nn.GRUCell(8), localgrad.Batch(jnp.ones((4, 5, 3)), jnp.ones((4, 5, 8)))
@@ -297,4 +321,13 @@ def reset_state(state: Any) -> Any:
         >>> bool(jnp.any(state.carry)), bool(jnp.any(localgrad.reset_state(state).carry))
         (True, False)
     """
+    _require_whole("state", state)
     return jax.tree.map(lambda s: fresh(s) if is_state(s) else s, state, is_leaf=is_state)
+
+
+def _require_whole(name: str, state: Any) -> list[Any]:
+    """What a state holds, with rules' states as they are; raises if one is a dict."""
+    ends = jax.tree.leaves(state, is_leaf=lambda x: is_state(x) or is_restored(x))
+    if any(is_restored(end) for end in ends):
+        raise ValueError(f"{name} holds a rule's state as a dict. {RESTORE}")
+    return ends

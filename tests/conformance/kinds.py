@@ -380,6 +380,22 @@ class Alone(Cell):
         return h, h
 
 
+class Mapped(Cell):
+    """Flax layers, called for one example and mapped over the batch."""
+
+    @nn.compact
+    def __call__(self, h, x):
+        w = nn.Dense(N, name="w")
+        if self.how != WHOLE:
+            h = 0.5 * h + jnp.tanh(w(x) + times(h, _Kernel(N, name="u")(h), self.how))
+            return h, h
+        u = nn.Dense(N, use_bias=False, name="u")
+        if self.is_initializing():  # Flax makes no parameters inside jax.vmap
+            w(x), u(h)
+        h = jax.vmap(lambda h, x: 0.5 * h + jnp.tanh(w(x) + u(h)))(h, x)
+        return h, h
+
+
 class Twice(Cell):
     """One layer, called for the input and for the carry; and a gain that all units share."""
 
@@ -393,6 +409,17 @@ class Twice(Cell):
             kernel = _Kernel(N, name="w")(h)
             fed = times(h, kernel, self.how) + x @ kernel
         h = 0.5 * h + self.raw("gain", 1)[None] * jnp.tanh(fed)
+        return h, h
+
+
+class Namesakes(Cell):
+    """A parameter that works twice, and one called like the second of its uses."""
+
+    @nn.compact
+    def __call__(self, h, x):
+        x = jnp.pad(x, ((0, 0), (0, N - IN)))
+        w = self.raw("w", N, N)
+        h = 0.5 * h + jnp.tanh(x @ w + times(h, w, self.how) + 2 * x @ self.raw("w_2", N, N))
         return h, h
 
 
@@ -425,6 +452,34 @@ class NNXRaw(nnx.Module):
 
     def initialize_carry(self, input_shape, rngs=None):
         return jnp.full((*input_shape[:-1], N), 0.3)
+
+
+class NNXMapped(nnx.Module):
+    """NNX layers inside `nnx.vmap`: over examples, and over as many kernels as there are units."""
+
+    def __init__(self, how: str = WHOLE):
+        rngs = nnx.Rngs(0)
+        self.w = nnx.Linear(IN, N, rngs=rngs)
+        self.u = _members(rngs.split(N))
+        self.how = how
+
+    def __call__(self, h, x):
+        if self.how == WHOLE:
+            apply = lambda layer, value: layer(value)  # noqa: E731
+            fed = nnx.vmap(apply, in_axes=(None, 0))(self.w, x)
+            fed = fed + nnx.vmap(apply, in_axes=(0, None))(self.u, h).mean(0)
+        else:
+            fed = self.w(x) + times(h, self.u.kernel[...].mean(0), self.how)
+        h = 0.5 * h + 0.5 * jnp.tanh(fed)
+        return h, h
+
+    def initialize_carry(self, input_shape, rngs=None):
+        return jnp.full((*input_shape[:-1], N), 0.3)
+
+
+@nnx.vmap
+def _members(rngs: nnx.Rngs) -> nnx.Linear:
+    return nnx.Linear(N, N, use_bias=False, rngs=rngs)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -518,12 +573,15 @@ KINDS: dict[str, Kind] = {
     "traces": Kind(Traces),
     "heads": Kind(Heads),
     "alone": Kind(Alone),
+    "mapped": Kind(Mapped),
     "twice": Kind(Twice),
+    "namesakes": Kind(Namesakes),
     "tied": Kind(Tied),
     "nnx_raw": Kind(NNXRaw),
+    "nnx_mapped": Kind(NNXMapped),
     "resets_before": Kind(ResetsBefore, "layer u is fed by another layer"),
     "normed": Kind(Normed, "reaches other units than its own.* normalisation"),
     "legendre": Kind(Legendre, "fed by another layer|reaches (another's|other units)"),
-    "unfolded": Kind(Unfolded, "is fed by another layer"),
+    "unfolded": Kind(Unfolded, r"layer u \(use 2\) is fed by another layer"),
     "pairwise": Kind(Pairwise, "reaches another's outside any layer"),
 }

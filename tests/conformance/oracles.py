@@ -61,10 +61,12 @@ def runner(model: Any) -> tuple[Callable[..., Any], Callable[..., Any]]:
             lambda params, carry, x: model.apply({"params": params}, carry, x),
             lambda x: wide(model.initialize_carry(jax.random.key(0), x.shape)),
         )
-    return (
-        lambda params, carry, x: nnx.merge(model.graphdef, params)(carry, x),
-        lambda x: wide(model.initialize_carry(x.shape)),
-    )
+
+    def step(params: Any, carry: Any, x: Any) -> Any:
+        own = jax.tree.map(jnp.asarray, params)  # nnx.vmap refuses variables of another trace
+        return nnx.merge(model.graphdef, own)(carry, x)
+
+    return step, lambda x: wide(model.initialize_carry(x.shape))
 
 
 def choose(flags: jax.Array, a: Any, b: Any) -> Any:

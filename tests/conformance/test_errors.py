@@ -399,6 +399,16 @@ def test_a_metric_gives_one_value_an_example():
     message = r"one value an example.* B = 2; got shape \(\) .*Do not average"
     learn = functools.partial(localgrad.learn, metric=metric)
     refused(message, learn, tx, params, tx.init(params), BATCH, T)
+    learn = functools.partial(localgrad.learn, metric="mse")
+    refused("metric must be a function .*got 'mse'", learn, tx, params, tx.init(params), BATCH, T)
+
+
+@pytest.mark.parametrize("behind", [optax.polyak_sgd, optax.lbfgs, optax.contrib.reduce_on_plateau])
+def test_an_optimizer_takes_updates_alone(behind):
+    tx = optax.chain(localgrad.eprop(NETWORK, optax.l2_loss, batch_size=B), behind())
+    params = params_of(NETWORK)
+    message = "needs the loss's value beside its gradients.*Use one such as optax.adam"
+    refused(message, localgrad.learn, tx, params, tx.init(params), BATCH, T)
 
 
 def test_sizes_may_be_numpys():
@@ -407,6 +417,11 @@ def test_sizes_may_be_numpys():
     params = params_of(NETWORK)
     losses = localgrad.learn(tx, params, tx.init(params), BATCH, np.int64(T))[2]
     assert losses.shape == (1,)
+
+
+def every(label):
+    """The same label for all parameters of the network."""
+    return jax.tree.map(lambda _: label, params_of(NETWORK))
 
 
 BEHIND = {
@@ -426,6 +441,14 @@ BEHIND = {
     "steps": (
         lambda rule: optax.MultiSteps(optax.chain(rule, optax.sgd(0.1)), 2),
         r"MultiSteps around a rule.*MultiSteps\(\.\.\.\)\.gradient_transformation\(\)",
+    ),
+    "mask": (
+        lambda rule: optax.masked(optax.chain(rule, optax.sgd(0.1)), every(True)),
+        r"optax.masked around a rule.*chain\(rule, optax.masked\(",
+    ),
+    "one group": (
+        lambda rule: optax.chain(optax.partition({"a": rule}, every("a")), optax.sgd(0.1)),
+        r"optax.partition around a rule.*chain\(rule, optax.partition\(",
     ),
     "flat": (
         lambda rule: optax.flatten(optax.chain(rule, optax.sgd(0.1))),
@@ -468,6 +491,7 @@ def test_a_state_is_restored_to_a_target(tmp_path):
     hint = r"pass it a target, as in checkpointer.restore\(path, jax.eval_shape"
     refused(f"as a dict.*{hint}", rule, params, state[0], BATCH)
     refused(f"as a dict.*{hint}", localgrad.learn, tx, params, state, BATCH, T)
+    refused(f"as a dict.*{hint}", localgrad.reset_state, state)
 
 
 def test_one_layer_is_not_both_ends():
@@ -544,6 +568,40 @@ def test_what_a_cell_lacks_is_told_by_its_name():
     refused("Alone fails on a carry .* nn.vmap around it", run, model=Alone(), params=params)
     start = {"start": np.ones(N)}
     refused("Begins.initialize_carry fails .*without parameters", run, model=Begins(), params=start)
+
+
+class Leaks(zoo.Cell):
+    """A value leaves jax.vmap by a list."""
+
+    @nn.compact
+    def __call__(self, h, x):
+        left, drive = [], self.layer("i")(x) + self.layer("h")(h)
+        jax.vmap(lambda a: left.append(a) or a)(drive)
+        return left[0], left[0]
+
+
+def test_a_value_that_leaves_a_transformation_is_told():
+    params = {"i": {"kernel": np.ones((IN, N))}, "h": {"kernel": np.ones((N, N))}}
+    message = "Leaks keeps a value of a transformation inside its step.*Return"
+    refused(message, run, model=Leaks(), params=params)
+
+
+class AloneInANetwork(Alone):
+    """The same, but says so."""
+
+    num_feature_axes = 1
+
+
+def test_a_network_names_its_cell_as_a_rule_does():
+    x, shape = jnp.ones((B, IN)), (B, IN)
+    refused(
+        "Begins.initialize_carry fails .*without parameters",
+        lambda: Network((Begins(),)).initialize_carry(KEY, shape),
+    )
+    network = Network((nn.GRUCell(IN), AloneInANetwork()))
+    carry = network.initialize_carry(KEY, shape)
+    message = "AloneInANetwork fails on a carry .* nn.vmap around it"
+    refused(message, network.init, KEY, carry, x)
 
 
 class Iterated(nn.RNNCellBase):

@@ -121,6 +121,34 @@ def test_exact_rules_take_all(name, factory):
     close(updates(factory, name), expected(name, WHOLE))
 
 
+@pytest.mark.parametrize(
+    ("name", "factory"),
+    [
+        ("mapped", localgrad.rtrl),
+        ("nnx_mapped", localgrad.bptt),
+        ("namesakes", localgrad.bptt),
+    ],
+)
+def test_exact_rules_take_what_is_seen_by_its_weights(name, factory):
+    close(updates(factory, name), expected(name, WHOLE))
+
+
+class LayersInAReadout(nn.Module):
+    """A readout that maps its layer over the batch."""
+
+    @nn.compact
+    def __call__(self, h):
+        layer = nn.Dense(2)
+        return layer(h) if self.is_initializing() else jax.vmap(layer)(h)
+
+
+def test_a_mapped_layer_is_named_where_it_must_be_heard():
+    model, params, batch = read(nn.GRUCell(N), readout=LayersInAReadout())
+    rule = localgrad.node_perturbation(model, optax.l2_loss, key=jax.random.key(0))
+    with pytest.raises(ValueError, match="LayersInAReadout calls layer Dense_0 inside"):
+        rule(params, rule.init(params), batch)
+
+
 # ------------------------------------------------------------------------------------------------
 # Both ways: the same numbers, whether Flax layers hold the weights or nobody does.
 
@@ -200,7 +228,7 @@ def test_a_weight_is_a_weight_whoever_holds_it(name, plain, bare, to_plain):
 
 def read(*cells, **ends):
     """A network of these cells, its parameters and a batch, in float32."""
-    model = localgrad.Network(cells, readout=nn.Dense(2), **ends)
+    model = localgrad.Network(cells, **{"readout": nn.Dense(2)} | ends)
     rng = np.random.default_rng(0)
     inputs, targets = (rng.normal(size=(B, T, size)).astype(np.float32) for size in (IN, 2))
     carry = model.initialize_carry(jax.random.key(0), (B, IN))

@@ -1,5 +1,7 @@
 """What one step's input looks like, read off the parameters."""
 
+import warnings
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -41,6 +43,23 @@ class Coded(nn.Module):
         return nn.Dense(N)(jax.nn.one_hot(x, 6))
 
 
+class Scanned(nn.RNNCellBase):
+    """A stock cell that takes each input twice, in a loop of Flax's."""
+
+    @nn.compact
+    def __call__(self, h, x):
+        axes = {"variable_broadcast": "params", "split_rngs": {"params": False}}
+        twice = nn.scan(nn.GRUCell, length=2, in_axes=nn.broadcast, **axes)
+        h, _ = twice(N)(h, x)
+        return h, h
+
+    @nn.nowrap
+    def initialize_carry(self, rng, input_shape):
+        return jnp.zeros((*input_shape[:-1], N))
+
+    num_feature_axes = 1
+
+
 def network(encoder=None):
     return localgrad.Network((nn.GRUCell(N),), readout=nn.Dense(2), encoder=encoder)
 
@@ -53,6 +72,7 @@ KNOWN = {
     "as wide as the carry": (zoo.Concat(5), REAL),
     "by name": (network(Senses()), {"seen": REAL, "done": SYMBOL, "paid": REAL[:, :1]}),
     "no layers": (nn.OptimizedLSTMCell(N), REAL),
+    "layers in a loop": (Scanned(), REAL),
 }
 UNKNOWN = {
     "side by side": (network(Joined()), {"a": REAL, "b": REAL}),
@@ -68,7 +88,10 @@ def params_of(model, x):
 @pytest.mark.parametrize("name", KNOWN)
 def test_layers_tell_what_they_take(name):
     model, x = KNOWN[name]
-    found = infer_example(model, leaves_of(params_of(model, x)), B)
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        found = infer_example(model, leaves_of(params_of(model, x)), B)
+    assert not warned
     assert found == jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), x)
 
 

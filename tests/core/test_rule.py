@@ -128,6 +128,10 @@ def test_it_says_what_it_is():
     assert "feedback=float32[3, 2]" in repr(localgrad.eprop(model, loss, feedback=weights))
     assert "feedback=[float32[3, 2]]" in repr(localgrad.eprop(model, loss, feedback=[weights]))
     assert "max_influence_bytes=4294967296" in repr(localgrad.rtrl(model, loss))
+    noisy = localgrad.weight_perturbation(
+        model, loss, key=jax.random.key(0), samples=np.int64(2), scale=np.float64(0.5)
+    )
+    assert "scale=0.5, samples=2," in repr(noisy)
 
 
 def test_it_is_copied_as_itself_and_refuses_to_be_pickled():

@@ -143,6 +143,8 @@ def _shown(value: Any) -> str:
         return repr(value)  # a named tuple of numbers
     if isinstance(value, jax.Array | np.ndarray | jax.ShapeDtypeStruct):
         return f"{value.dtype}{list(value.shape)}"
+    if isinstance(value, np.generic):
+        return repr(value.item())
     if isinstance(value, str | int | float | None):
         return repr(value)
     if isinstance(value, dict):

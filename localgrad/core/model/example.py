@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import flax.linen as nn
 import jax
@@ -88,6 +88,13 @@ class _Asked(dict):
     def __init__(self, make: Callable[[Any], Any]) -> None:
         super().__init__()
         self.make = make
+
+    @property
+    def shape(self) -> NoReturn:
+        """Raises where it is taken for an array, which JAX would only warn of."""
+        raise TypeError("inputs by name are no array")
+
+    ndim = size = dtype = shape
 
     def __missing__(self, key: Any) -> Any:
         self[key] = self.make(key)

@@ -323,7 +323,7 @@ def require_local(
         )
     paths = [site.layer.path for site in cell.sites]
     for site, leak, meets in zip(cell.sites, found.drives, found.meetings.drives, strict=True):
-        label = f"layer {'/'.join(site.layer.path)}"
+        label = f"layer {_called(cell, site.layer.path)}"
         if site.role == CHAINED:
             raise ValueError(
                 f"{where}: {label} is fed by another layer of the same cell, so its units depend "
@@ -337,8 +337,8 @@ def require_local(
         if site.role != OUTPUT and site.tuned_by:
             path = min(site.tuned_by)
             raise ValueError(
-                f"{where}: parameter {'/'.join(path)} works on what {label} receives, and so on "
-                f"many units at once. {way_out}"
+                f"{where}: parameter {_called(cell, path)} works on what {label} receives, "
+                f"and so on many units at once. {way_out}"
             )
         if site.role != OUTPUT and (not leak <= 0 or meets):
             raise ValueError(
@@ -349,9 +349,9 @@ def require_local(
         reaches = found.unowned.get(path, 0.0) > 0 or path in found.meetings.unowned
         if reaches or not is_unit(params[path], units):
             raise ValueError(
-                f"{where}: parameter {'/'.join(path)} of shape {params[path].shape} is no weight "
-                "of a linear map (a product with it in the step itself, in no while loop, branch, "
-                f"convolution or custom derivative) and is not one number a unit. {hold}"
+                f"{where}: parameter {_called(cell, path)} of shape {params[path].shape} is no "
+                "weight of a linear map (a product with it in the step itself, in no while loop, "
+                f"branch, convolution or custom derivative) and is not one number a unit. {hold}"
             )
     if not found.carry <= 0 or found.meetings.carry:
         raise ValueError(
@@ -359,6 +359,12 @@ def require_local(
             f"{_seen(found.carry)}. {hold}"
         )
     _require_claimed(cell, params, where, way_out)
+
+
+def _called(cell: Anatomy, path: Path) -> str:
+    """How messages call a layer or a parameter of a cell."""
+    module = cell.module
+    return module.label(path) if isinstance(module, VirtualModule) else "/".join(path)
 
 
 def _seen(leak: Any) -> str:
@@ -370,7 +376,7 @@ def _require_claimed(cell: Anatomy, params: Leaves, where: str, way_out: str) ->
         for path, leaf in under(params, site.layer.path).items():
             if leaf.shape[-1] != site.drive.shape[-1]:
                 raise ValueError(
-                    f"{where}: the last axis of {'/'.join(site.layer.path + path)} "
+                    f"{where}: the last axis of {_called(cell, site.layer.path + path)} "
                     f"{leaf.shape} is not the layer's output {site.drive.shape[1:]}. {way_out}"
                 )
 
@@ -406,8 +412,8 @@ def own_entries(
         if site.layer.kind not in ("Dense", "Linear") or not in_a_row:
             raise ValueError(
                 f"{rule} cannot credit {name} ({cell.module.name}): layer "
-                f"{'/'.join(site.layer.path)} ({site.layer.kind}) does not receive the units as "
-                "entries in a row, so it has no weight from unit to unit. Use localgrad.eprop."
+                f"{_called(cell, site.layer.path)} ({site.layer.kind}) does not receive the units "
+                "as entries in a row, so it has no weight from unit to unit. Use localgrad.eprop."
             )
         entries[i] = (start, units)
     return entries

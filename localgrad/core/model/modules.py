@@ -17,6 +17,7 @@ import flax.linen as nn
 import jax
 from flax import nnx
 from flax.traverse_util import unflatten_dict
+from jax.extend import core as jex
 
 from localgrad.core.model.constants import Constants, LinenModel, held_by, require_unchanged
 from localgrad.core.model.decorrelation import Decorrelation
@@ -50,6 +51,33 @@ class Layer(NamedTuple):
 
 
 Tap = Callable[[Layer, Any], Any]
+
+
+def _followed(name: str, tap: Tap) -> Tap:
+    """A tap that refuses layers called inside a transformation that the step makes.
+
+    What they receive there must not leave it, and `jax.vmap` may show one example or one of many
+    kernels, as if that were all.
+
+    Args:
+        name: the module's class.
+        tap: to be called where nothing has been transformed since now.
+
+    Returns:
+        The tap.
+    """
+    outside = jex.get_opaque_trace_state()
+
+    def followed(layer: Layer, pre: Any) -> Any:
+        if jex.get_opaque_trace_state() != outside:
+            raise ValueError(
+                f"{name} calls layer {'/'.join(layer.path)} inside a transformation or a loop, "
+                "such as jax.vmap, jax.checkpoint, nnx.remat or lax.while_loop, where it cannot be "
+                "followed. Call it outside of that."
+            )
+        return tap(layer, pre)
+
+    return followed
 
 
 def traced_once(call: Callable[..., Any], module: Any, *args: Any) -> Any:
@@ -127,7 +155,7 @@ class LinenModule:
         A layer inside a lifted transform (`nn.jit`, `nn.remat`, `nn.WeightNorm`) is not tapped: it
         is called with parameters, and on values, that are not ours to see (`virtual.py` sees them).
         """
-        inside, root = False, None
+        inside, root, tap = False, None, _followed(self.name, tap)
 
         def intercept(next_fun, call_args, call_kwargs, context):
             nonlocal inside, root
@@ -221,7 +249,7 @@ class NNXModule:
 
     def tapped(self, params: Leaves, tap: Tap, *args: Any) -> Any:
         """Calls the module with `tap` supplying the drive of every synapse."""
-        module = self.merge(params)
+        module, tap = self.merge(params), _followed(self.name, tap)
         for path, layer in list(nnx.iter_modules(module)):
             if type(layer) in NNX_SYNAPSES and _learns_all(layer):
                 handle = _nnx_layer(tuple(str(key) for key in path), layer)
@@ -326,8 +354,8 @@ def impure(error: Exception, name: str) -> ValueError | None:
         )
     if isinstance(error, jax.errors.UnexpectedTracerError):
         return ValueError(
-            f"{name} calls its layers inside jax.jit, jax.checkpoint or nnx.remat, where they "
-            "cannot be followed. Put those around the rule instead."
+            f"{name} keeps a value of a transformation inside its step, such as jax.jit or "
+            "jax.vmap, beyond it. Return what is needed outside."
         )
     if isinstance(error, flax.errors.FlaxError):
         return ValueError(

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
+
+from localgrad.core.model.faults import begun, unrunnable
 
 
 class Network(nn.RNNCellBase):
@@ -94,7 +97,7 @@ class Network(nn.RNNCellBase):
             x = self.encoder(x)
         carries = []
         for cell, cell_carry in zip(self.cells, carry, strict=True):
-            cell_carry, x = cell(cell_carry, x)
+            cell_carry, x = _stepped(cell, cell_carry, x)
             carries.append(cell_carry)
         return tuple(carries), x if self.readout is None else self.readout(x)
 
@@ -107,7 +110,7 @@ class Network(nn.RNNCellBase):
         if self.encoder is None:
             shapes[0] = input_shape
         return tuple(
-            cell.initialize_carry(key, shape)
+            begun(type(cell).__name__, shape, functools.partial(cell.initialize_carry, key, shape))
             for cell, key, shape in zip(self.cells, keys, shapes, strict=True)
         )
 
@@ -117,6 +120,16 @@ class Network(nn.RNNCellBase):
         if self.encoder is None:
             return self.cells[0].num_feature_axes
         return 0 if isinstance(self.encoder, nn.Embed) else 1
+
+
+def _stepped(cell: Any, carry: Any, x: Any) -> tuple[Any, Any]:
+    """One step of a cell, or an error that names it."""
+    try:
+        return cell(carry, x)
+    except jax.errors.JAXTypeError:  # of a transformation, not of what the cell was given
+        raise
+    except (TypeError, ValueError) as error:
+        raise unrunnable(type(cell).__name__, carry, x, error) from error
 
 
 def _tells_axes(cell: Any) -> bool:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from localgrad.core.model.coded import CodedModule, coded
 from localgrad.core.model.constants import Constants, ImpureStep, LinenModel
+from localgrad.core.model.faults import begun, unrunnable
 from localgrad.core.model.isolation import require_apart
 from localgrad.core.model.modules import (
     LinenModule,
@@ -297,8 +298,9 @@ def _emits(label: str, module: Module, params: Leaves, x: Any) -> Any:
 def _settled(cell: Any, params: Leaves, x: Any, key: jax.Array) -> tuple[Any, Any, Any]:
     """A cell of a floating carry, the initial one in the dtype its step keeps, and its output."""
     _require_rank(cell, x)
-    carry = _begun(cell, jax.tree.leaves(x)[0].shape, key)
-    _require_carry(cell, carry, jax.tree.leaves(x)[0].shape[0])
+    shape = jax.tree.leaves(x)[0].shape
+    carry = begun(cell.name, shape, lambda: cell.initialize_carry(shape, key))
+    _require_carry(cell, carry, shape[0])
     cell, carry = coded(cell, carry)
     for _ in range(3):
         try:
@@ -306,7 +308,7 @@ def _settled(cell: Any, params: Leaves, x: Any, key: jax.Array) -> tuple[Any, An
         except ImpureStep:
             raise
         except Exception as error:
-            raise impure(error, cell.name) or _unrunnable(cell, carry, x, error) from error
+            raise impure(error, cell.name) or unrunnable(cell.name, carry, x, error) from error
         if jax.tree.structure(new) != jax.tree.structure(carry) or any(
             a.shape != b.shape
             for a, b in zip(jax.tree.leaves(new), jax.tree.leaves(carry), strict=True)
@@ -322,28 +324,6 @@ def _settled(cell: Any, params: Leaves, x: Any, key: jax.Array) -> tuple[Any, An
         _require_used("the cell", cell, params, carry, x)
     require_apart(cell.name, cell, params, carry, x)
     return cell, carry, y
-
-
-def _begun(cell: Module, shape: tuple[int, ...], key: jax.Array) -> Any:
-    """A cell's initial carry, or an error that names the cell."""
-    try:
-        return cell.initialize_carry(shape, key)
-    except Exception as error:
-        raise ValueError(
-            f"{cell.name}.initialize_carry fails for inputs of shape {shape}: {error} It is called "
-            "without parameters, as `cell.initialize_carry(key, input_shape)`, batch axis first. "
-            "Make a learned initial state a part of the step instead."
-        ) from error
-
-
-def _unrunnable(cell: Module, carry: Any, x: Any, error: Exception) -> ValueError:
-    shapes = jax.tree.map(jnp.shape, (carry, x))
-    return ValueError(
-        f"{cell.name} fails on a carry of shapes {shapes[0]} and an input of shape {shapes[1]}: "
-        f"{error} A cell takes B examples, batch axis first. One written for a single example "
-        "needs nn.vmap around it, with variable_axes={'params': None} and split_rngs={'params': "
-        "False}; and batch.inputs must be what it takes."
-    )
 
 
 def _require_used(label: str, module: Module, params: Leaves, *args: Any) -> None:

@@ -96,6 +96,10 @@ class VirtualModule(Wrapped):
             found[head] = made[var]
         return found
 
+    def label(self, path: Path) -> str:
+        """How messages call a virtual layer or leaf: by its real name, and which use it is."""
+        return "/".join([self.weights.labels[path[:1]], *path[1:]])
+
     def weighs(self, paths: Iterable[Path]) -> bool:
         """Whether any of these parameters is a weight, or makes one."""
         made = [self.weights.made[product.source] for product in self.weights.products]

@@ -7,6 +7,7 @@ parameters make and what moves meets is a *part*: biases, time constants, diagon
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -129,12 +130,14 @@ class Weights(NamedTuple):
         skipped: by the identity of an equation, which operand goes on past it: what else it adds is
             a product's bias.
         made: the parameters that each variable is made of.
+        labels: by name of a product or part, how messages call it.
     """
 
     products: tuple[Product, ...]
     parts: dict[Path, Any]
     skipped: dict[int, int]
     made: dict[Any, tuple[Path, ...]]
+    labels: dict[Path, str]
 
 
 def weights_in(program: Program, paths: Sequence[Path]) -> Weights:
@@ -163,7 +166,7 @@ def weights_in(program: Program, paths: Sequence[Path]) -> Weights:
         if program.kind(atom) == MADE and (source := _before(by, atom, STILL)) not in seen:
             seen.add(source)
             parts[names.of(source)] = source
-    return Weights(tuple(products), parts, skipped, names.made)
+    return Weights(tuple(products), parts, skipped, names.made, names.labels)
 
 
 def _moves(program: Program, eqn: Any) -> bool:
@@ -207,13 +210,18 @@ class _Names:
                     found = [path for atom in atoms for path in self.made.get(atom, ())]
                     self.made[var] = tuple(sorted(set(found)))
         self.count: Counter[str] = Counter()
+        self.labels: dict[Path, str] = {}
 
     def of(self, var: Any) -> Path:
-        """A new name for a variable."""
+        """A new name for a variable; a parameter may itself be called like another's second use."""
         whole = ["/".join(path) for path in self.made[var]]
         head = "+".join(path.removesuffix("/kernel") for path in whole)
         self.count[head] += 1
-        return (head if self.count[head] == 1 else f"{head}_{self.count[head]}",)
+        use = self.count[head]
+        tried = (f"{head}_{n}" if n > 1 else head for n in itertools.count(use))
+        name = next((name,) for name in tried if (name,) not in self.labels)
+        self.labels[name] = f"{head} (use {use})" if use > 1 else head
+        return name
 
 
 def _biases(
