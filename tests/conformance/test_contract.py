@@ -163,7 +163,6 @@ def test_an_episode_gives_what_the_oracle_gives(case):
     chex.assert_trees_all_equal_structs(state, rule.init(built.params))
 
 
-@pytest.mark.every_pair
 def test_single_steps_change_nothing_or_truncate(case, batch, whole):
     split_holds(case, batch, whole, [WINDOW, T - WINDOW] if RULES[case.rule].gridded else STEPS)
 
@@ -221,6 +220,7 @@ def test_a_step_without_weight_teaches_nothing(case, batch, whole):
     chex.assert_trees_all_equal((updates, state), whole)
 
 
+@pytest.mark.machinery
 def test_a_call_without_weight_gives_zeros_and_moves_on(case, batch, whole):
     updates, state = stream(case, batch._replace(mask=np.zeros((B, T))), [T])
     chex.assert_trees_all_equal(updates, jax.tree.map(np.zeros_like, updates))
@@ -228,6 +228,7 @@ def test_a_call_without_weight_gives_zeros_and_moves_on(case, batch, whole):
     close(carried(state), carried(whole[1]))
 
 
+@pytest.mark.machinery
 def test_padding_on_the_right_teaches_nothing(case, batch):
     lengths = np.array([T, 1, 10, 7, 19, 2, 5])
     padding = np.arange(T)[None] >= lengths[:, None]
@@ -261,6 +262,7 @@ def test_a_reset_is_a_fresh_start_of_that_example(case, batch):
         close(stream(case, old, [T])[0], fresh_updates)
 
 
+@pytest.mark.machinery
 def test_the_order_of_examples_does_not_matter(case, batch, whole):
     if RULES[case.rule].random:
         pytest.skip("noise differs from example to example")

@@ -100,7 +100,7 @@ def _check_a_spread_call(name, make, params, batch):
     chex.assert_trees_all_close(new, after, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["eprop", "uoro"])
+@pytest.mark.parametrize("name", ["uoro", pytest.param("eprop", marks=pytest.mark.slow)])
 def test_a_guard_tells_one_number_more(name, problem):
     """The weight of all streams, as with any mask; who is ill, nobody is told."""
     model, params, batch = problem
