@@ -213,6 +213,7 @@ def test_what_a_rule_credits_is_nowhere_zero(case, whole):
                 assert np.all(columns == 0), group
 
 
+@pytest.mark.machinery
 def test_a_step_without_weight_teaches_nothing(case, batch, whole):
     targets = np.where(batch.mask[..., None] == 0, np.nan, batch.targets)
     assert np.isnan(targets).any()
@@ -283,6 +284,7 @@ def test_an_example_does_not_reach_another(case, batch, whole):
     assert any(changed)
 
 
+@pytest.mark.machinery
 @pytest.mark.parametrize("length", [1, T])
 def test_a_state_keeps_its_types(case, batch, length):
     params, rule = build(case.model).params, streaming(case)
